@@ -1,0 +1,98 @@
+"""Contracts: who the parties are, what they agreed on, and the pure decision that every broker takes for itself.
+
+The tour: ``party`` (cards and pins), ``terms`` (what travels with an asset), ``contract`` (the document and
+its signatures), ``recipe`` (what a run may do), ``documents`` (jobs, status statements, revocations, permits),
+``decision`` (may this run have this asset?).
+"""
+
+from .contract import (
+    CONTRACT_TYPE,
+    LEVELS,
+    Asset,
+    Contract,
+    Gate,
+    Output,
+    Platform,
+    RecipeRule,
+    check_signatures,
+    contract_document,
+    read_contract,
+)
+from .decision import ContractState, check_contract, check_job, check_statements
+from .documents import (
+    JOB_TYPE,
+    PERMIT_TYPE,
+    REVOCATION_TYPE,
+    STATUS_TYPE,
+    Job,
+    Permit,
+    check_statement,
+    in_force_statement,
+    job_envelope,
+    permit_envelope,
+    read_job,
+    read_permit,
+    read_revocation,
+    revocation_envelope,
+)
+from .party import (
+    CARD_TYPE,
+    COMPROMISE_TYPE,
+    Card,
+    PartyKeys,
+    check_compromise,
+    compromise_statement,
+    log_origin,
+    make_card,
+    read_card,
+    replace_card,
+)
+from .recipe import Recipe, parse_recipe
+from .terms import FORMS, SENSITIVITIES, Terms
+
+__all__ = [
+    "CARD_TYPE",
+    "COMPROMISE_TYPE",
+    "CONTRACT_TYPE",
+    "FORMS",
+    "JOB_TYPE",
+    "LEVELS",
+    "PERMIT_TYPE",
+    "REVOCATION_TYPE",
+    "SENSITIVITIES",
+    "STATUS_TYPE",
+    "Asset",
+    "Card",
+    "Contract",
+    "ContractState",
+    "Gate",
+    "Job",
+    "Output",
+    "PartyKeys",
+    "Permit",
+    "Platform",
+    "Recipe",
+    "RecipeRule",
+    "Terms",
+    "check_compromise",
+    "check_contract",
+    "check_job",
+    "check_signatures",
+    "check_statement",
+    "check_statements",
+    "compromise_statement",
+    "contract_document",
+    "in_force_statement",
+    "job_envelope",
+    "log_origin",
+    "make_card",
+    "parse_recipe",
+    "permit_envelope",
+    "read_card",
+    "read_contract",
+    "read_job",
+    "read_permit",
+    "read_revocation",
+    "replace_card",
+    "revocation_envelope",
+]

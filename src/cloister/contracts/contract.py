@@ -1,0 +1,268 @@
+"""The contract: who, which assets, for what, where, and what may leave. Its digest names it everywhere.
+
+A contract is in force only when every party's signature verifies against keys that the checker pinned itself
+(``check_signatures``). The document carries the parties' keys too, so that all of them agree on one set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from ..crypto import Envelope
+from ..errors import Denied, Malformed, Untrusted
+from ..fields import Fields
+from .party import Card, PartyKeys
+from .terms import FORMS, Terms
+
+__all__ = [
+    "CONTRACT_TYPE",
+    "LEVELS",
+    "Asset",
+    "Contract",
+    "Gate",
+    "Output",
+    "Platform",
+    "RecipeRule",
+    "check_signatures",
+    "contract_document",
+    "read_contract",
+]
+
+CONTRACT_TYPE = "application/vnd.cloister.contract+json"
+LEVELS = ("none", "tpm", "cpu-tee", "gpu-tee")
+MIN_LEASE, MAX_LEASE = 5, 3600
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One sealed object by digest. ``use``: data (rows to train on) or base (the model to start from)."""
+
+    name: str
+    digest: bytes
+    owner: str
+    use: str
+    terms: Terms
+
+    @classmethod
+    def read(cls, value: Any) -> Asset:
+        f = Fields(value, "contract's asset")
+        asset = cls(
+            name=f.asset("name"),
+            digest=f.hex("digest", 32),
+            owner=f.party("owner"),
+            use=f.text("use", choices=("data", "base")),
+            terms=Terms.read(f.raw("terms")),
+        )
+        f.done()
+        if asset.name.partition("/")[0] != asset.owner:
+            raise Malformed("contract.owner", "An asset's name does not begin with its owner.")
+        return asset
+
+
+@dataclass(frozen=True)
+class RecipeRule:
+    """What a recipe may ask for. An empty list permits nothing."""
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    max_epochs: int
+
+    @classmethod
+    def read(cls, value: Any) -> RecipeRule:
+        f = Fields(value, "contract's recipe rule")
+        rule = cls(f.texts("tasks"), f.texts("methods"), f.integer("max_epochs", low=1, high=10_000))
+        f.done()
+        return rule
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where it may run: workload and agent measurements, attesters' ids, boot PCRs, least assurance, regions."""
+
+    measurements: tuple[str, ...]
+    agents: tuple[str, ...]
+    attesters: tuple[str, ...]
+    pcrs: dict[str, str]
+    assurance: str
+    regions: tuple[str, ...]
+    witness_quorum: int
+
+    @classmethod
+    def read(cls, value: Any) -> Platform:
+        def pcr(key: str, item: Any) -> str:
+            if not key.isdigit() or not 0 <= int(key) <= 15:
+                raise Malformed("contract.pcr", "A contract pins PCRs 0 to 15 only.")
+            return Fields({"v": item}, "contract's PCR").hex("v", 32).hex()
+
+        f = Fields(value, "contract's platform")
+        platform = cls(
+            measurements=f.hexes("measurements", 32),
+            agents=f.hexes("agents", 32),
+            attesters=f.hexes("attesters", 32),
+            pcrs=f.mapping("pcrs", pcr, limit=16),
+            assurance=f.text("assurance", choices=LEVELS),
+            regions=f.texts("regions"),
+            witness_quorum=f.integer("witness_quorum", high=64),
+        )
+        f.done()
+        if platform.witness_quorum == 0 and platform.assurance != "none":
+            raise Malformed(
+                "contract.witnesses", "Above assurance level none a contract names a witness quorum of at least 1."
+            )
+        return platform
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``metric`` of the tuned model must exceed the base's by at least ``margin``."""
+
+    metric: str
+    margin: Decimal
+
+    @classmethod
+    def read(cls, value: Any) -> Gate:
+        f = Fields(value, "contract's gate")
+        metric, margin = f.text("metric", limit=64), f.text("better_than_base_by", limit=32)
+        f.done()
+        try:
+            number = Decimal(margin)
+        except InvalidOperation:
+            raise Malformed("contract.margin", "A gate's margin is not a decimal number in quotes.") from None
+        if not number.is_finite():
+            raise Malformed("contract.margin", "A gate's margin is not finite.")
+        return cls(metric, number)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What leaves: its name, its form and the parties that receive it."""
+
+    name: str
+    form: str
+    recipients: tuple[str, ...]
+
+    @classmethod
+    def read(cls, value: Any) -> Output:
+        f = Fields(value, "contract's output")
+        output = cls(f.asset("name"), f.text("form", choices=FORMS), f.texts("recipients"))
+        f.done()
+        if not output.recipients:
+            raise Malformed("contract.recipients", "An output names no recipient.")
+        return output
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A parsed contract. ``parties`` maps names to the keys that all signers agreed on."""
+
+    name: str
+    serial: int
+    parties: dict[str, PartyKeys]
+    assets: tuple[Asset, ...]
+    purpose: str
+    recipes: RecipeRule
+    runs: int
+    platform: Platform
+    telemetry: tuple[str, ...]
+    gates: tuple[Gate, ...]
+    outputs: tuple[Output, ...]
+    unbounded_memorization: tuple[str, ...]
+    lease_seconds: int
+    not_before: int
+    expires: int
+    envelope: Envelope
+
+    @property
+    def digest(self) -> bytes:
+        return self.envelope.digest
+
+    def asset(self, digest: bytes) -> Asset:
+        """The contract's asset of this digest; Denied if there is none."""
+        for asset in self.assets:
+            if asset.digest == digest:
+                return asset
+        raise Denied("contract.asset", "The contract does not name this asset.")
+
+    def owners(self) -> tuple[str, ...]:
+        """Parties that own an asset, sorted: each runs a broker that must agree to every run and release."""
+        return tuple(sorted({asset.owner for asset in self.assets}))
+
+
+def read_contract(envelope: Envelope) -> Contract:
+    """Parse strictly; raises Malformed. Says nothing about signatures: see ``check_signatures``."""
+    if envelope.payload_type != CONTRACT_TYPE:
+        raise Malformed("contract.type", "The file is not a contract.")
+    f = Fields(envelope.document(), "contract")
+    f.text("type", choices=("contract/v1",))
+    contract = Contract(
+        name=f.party("name"),
+        serial=f.integer("serial", low=1),
+        parties=f.mapping("parties", lambda _, keys: PartyKeys.read(keys), limit=64),
+        assets=f.items("assets", Asset.read),
+        purpose=f.text("purpose", limit=1000),
+        recipes=RecipeRule.read(f.raw("recipes")),
+        runs=f.integer("runs", low=1, high=1_000_000),
+        platform=Platform.read(f.raw("platform")),
+        telemetry=f.texts("telemetry", limit=64),
+        gates=f.items("gates", Gate.read, limit=64),
+        outputs=f.items("outputs", Output.read, limit=64),
+        unbounded_memorization=f.texts("unbounded_memorization", limit=64),
+        lease_seconds=f.integer("lease_seconds", low=MIN_LEASE, high=MAX_LEASE),
+        not_before=f.integer("not_before"),
+        expires=f.integer("expires"),
+        envelope=envelope,
+    )
+    f.done()
+    _check_whole(contract)
+    return contract
+
+
+def _check_whole(contract: Contract) -> None:
+    """What no single field shows."""
+    parties = set(contract.parties)
+    named = {a.owner for a in contract.assets} | {r for o in contract.outputs for r in o.recipients}
+    if not named <= parties or not parties:
+        raise Malformed("contract.parties", "The contract names an owner or recipient that is not one of its parties.")
+    if len({a.digest for a in contract.assets}) != len(contract.assets):
+        raise Malformed("contract.assets", "The contract names one asset twice.")
+    if len({o.name for o in contract.outputs}) != len(contract.outputs):
+        raise Malformed("contract.outputs", "The contract names one output twice.")
+    if contract.not_before >= contract.expires:
+        raise Malformed("contract.expiry", "The contract ends before it begins.")
+    allowed = Terms.intersect([a.terms for a in contract.assets]).forms if contract.assets else ()
+    if any(o.form not in allowed for o in contract.outputs):
+        raise Malformed("contract.form", "An output leaves in a form that an asset's terms do not permit.")
+    # Weights can encode rows. Without a privacy bound, every data owner says knowingly that it accepts this.
+    data_owners = {a.owner for a in contract.assets if a.use == "data"}
+    if not data_owners <= set(contract.unbounded_memorization):
+        raise Malformed(
+            "contract.memorization",
+            "Without differential privacy, every data owner must stand in 'unbounded_memorization': "
+            "a trained model can contain rows.",
+        )
+
+
+def check_signatures(contract: Contract, pinned: dict[str, Card]) -> None:
+    """Raises unless every party signed, each with the key that the checker itself pinned (never the document's).
+
+    ``contract.unpinned`` (Denied): a party's card is not pinned here. ``contract.keys`` (Untrusted): the document
+    carries other keys than the pinned ones. ``contract.unsigned`` (Denied): a signature is missing.
+    """
+    for name, keys in contract.parties.items():
+        card = pinned.get(name)
+        if card is None:
+            raise Denied("contract.unpinned", f"The card of {name} is not pinned here; compare and pin it first.")
+        if card.keys != keys:
+            raise Untrusted("contract.keys", f"The contract carries other keys of {name} than the pinned ones.")
+        try:
+            contract.envelope.verify(CONTRACT_TYPE, [card.keys.signing])
+        except Untrusted:
+            raise Denied("contract.unsigned", f"The contract lacks a valid signature of {name}.", party=name) from None
+
+
+def contract_document(contract_fields: dict[str, Any], cards: dict[str, Card]) -> dict[str, Any]:
+    """A contract's payload from its fields (see ``read_contract``) and the parties' cards."""
+    parties = {name: card.keys.document() for name, card in cards.items()}
+    return {**contract_fields, "parties": parties, "type": "contract/v1"}

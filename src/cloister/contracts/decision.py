@@ -1,0 +1,82 @@
+"""The pure decision: may this run have this? Values in; permission or a typed refusal out.
+
+No clock, disk or network: the caller hands over what it knows. The control plane asks the same question with
+what it knows, so a job that no broker would serve is refused at submission, with the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from ..errors import Denied
+from .contract import Contract, check_signatures
+from .documents import Job
+from .party import Card
+
+__all__ = ["ContractState", "check_contract", "check_job", "check_statements"]
+
+
+@dataclass(frozen=True)
+class ContractState:
+    """What a decider remembers about one contract. A broker's is authoritative for its owner; nobody else's is.
+
+    ``newest_serial`` is the highest serial of the contract's name that was fully signed; ``jobs`` the digests of the
+    runs that were already admitted, which is what the budget of runs counts.
+    """
+
+    pinned: dict[str, Card]
+    compromised: frozenset[str]
+    revoked_by: str | None
+    newest_serial: int
+    jobs: frozenset[bytes]
+
+
+def check_contract(contract: Contract, state: ContractState, *, now: int) -> None:
+    """Steps 1 and 2 of every release: signatures against pinned keys, then whether the contract is in force."""
+    # 1. Every party signed, with the keys pinned here.
+    check_signatures(contract, state.pinned)
+    broken = sorted(state.compromised & set(contract.parties))
+    if broken:
+        raise Denied("party.compromised", f"The keys of {broken[0]} are declared compromised.", party=broken[0])
+    # 2. In force: not revoked, not superseded, within its time.
+    if state.revoked_by is not None:
+        raise Denied("contract.revoked", f"The contract was revoked by {state.revoked_by}.", party=state.revoked_by)
+    if contract.serial < state.newest_serial:
+        raise Denied("contract.superseded", "A newer serial of this contract is in force.")
+    if now < contract.not_before:
+        raise Denied("contract.early", "The contract is not in force yet.")
+    if now >= contract.expires:
+        raise Denied("contract.expired", "The contract has expired; sign a new serial.")
+
+
+def check_statements(contract: Contract, fresh: Collection[str]) -> None:
+    """``fresh``: parties whose in-force statement was checked. Every party of the contract must be among them."""
+    missing = sorted(set(contract.parties) - set(fresh))
+    if missing:
+        raise Denied("status.missing", f"No fresh in-force statement of {missing[0]} was presented.", party=missing[0])
+
+
+def check_job(contract: Contract, job: Job, state: ContractState) -> None:
+    """Step 4: assets, purpose, recipe and budget. ``read_job`` has checked the submitter's signature."""
+    data, base = contract.asset(job.data), contract.asset(job.base)
+    if (data.name, base.name) != (job.recipe.data, job.recipe.base):
+        raise Denied("job.assets", "The recipe's asset names and the job's digests differ.")
+    if data.use != "data" or base.use != "base":
+        raise Denied("job.use", "An asset is used for something else than the contract says.")
+    rule, recipe = contract.recipes, job.recipe
+    if recipe.task not in rule.tasks or recipe.method not in rule.methods:
+        raise Denied(
+            "recipe.method", f"The contract permits {'/'.join(rule.methods)} for {'/'.join(rule.tasks)}, nothing else."
+        )
+    if recipe.epochs > rule.max_epochs:
+        raise Denied("recipe.epochs", f"The contract permits at most {rule.max_epochs} epochs.")
+    if job.output not in {o.name for o in contract.outputs}:
+        raise Denied("job.output", "The contract does not name this output.")
+    output = next(o for o in contract.outputs if o.name == job.output)
+    if {"lora": "adapter", "full": "weights"}[recipe.method] != output.form:
+        raise Denied(
+            "job.form", f"The contract lets this output leave as {output.form}; choose the method that makes it."
+        )
+    if job.digest not in state.jobs and len(state.jobs) >= contract.runs:
+        raise Denied("budget.runs", f"The contract's {contract.runs} runs are used up.")

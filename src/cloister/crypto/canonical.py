@@ -1,0 +1,123 @@
+"""Canonical JSON (RFC 8785, JCS) without floats, and a strict reader.
+
+Everything that is signed or hashed passes through here. The reader accepts exactly the bytes that
+the writer makes, so a document has one encoding and its digest is a name for it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import Malformed
+
+__all__ = ["MAX_DOCUMENT", "canonical_json", "parse_canonical", "parse_json"]
+
+MAX_DOCUMENT = 4 * 1024 * 1024
+_MAX_DEPTH = 32
+_MAX_INT = 2**53 - 1  # RFC 8785 §3.2.2.3: beyond this, JSON numbers stop being exact in other readers
+
+
+def canonical_json(value: Any) -> bytes:
+    """Encode ``value`` (None, bool, int, str, list, dict with str keys) as RFC 8785 bytes.
+
+    Raises Malformed for floats, integers beyond ±(2**53-1), lone surrogates and any other type.
+    """
+    try:
+        return _encode(value, 0).encode()
+    except UnicodeEncodeError:
+        raise Malformed("json.text", "Text with a lone surrogate can't be encoded; use valid Unicode.") from None
+
+
+def _encode(value: Any, depth: int) -> str:
+    if isinstance(value, list | tuple | dict) and depth >= _MAX_DEPTH:  # the same count as the reader's
+        raise Malformed("json.depth", f"The document is nested deeper than {_MAX_DEPTH}; flatten it.")
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int):
+        if abs(value) > _MAX_INT:
+            raise Malformed("json.integer", "An integer is beyond ±(2^53-1); write it as text.")
+        return str(value)
+    if isinstance(value, str):
+        # Python escapes exactly what JCS wants escaped, in the same short forms.
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_encode(v, depth + 1) for v in value) + "]"
+    if isinstance(value, dict):
+        if not all(isinstance(k, str) for k in value):
+            raise Malformed("json.key", "Object keys must be text.")
+        # JCS sorts by UTF-16 code units, which differs from code points beyond the basic plane.
+        keys = sorted(value, key=lambda k: k.encode("utf-16-be"))
+        return "{" + ",".join(f"{_encode(k, depth)}:{_encode(value[k], depth + 1)}" for k in keys) + "}"
+    raise Malformed("json.type", f"A {type(value).__name__} has no canonical form; use text or integers.")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in out:
+            raise Malformed("json.duplicate", "The document has a duplicate key; remove one.")
+        out[key] = item
+    return out
+
+
+def _no_float(_: str) -> Any:
+    raise Malformed("json.float", "The document has a fraction or exponent; write numbers as integers or text.")
+
+
+def parse_json(data: bytes, *, limit: int = MAX_DOCUMENT) -> Any:
+    """Parse UTF-8 JSON strictly: no duplicate keys, no floats, no NaN, no lone surrogates, bounded size and depth."""
+    if len(data) > limit:
+        raise Malformed("json.size", f"The document has {len(data)} bytes; at most {limit} are read.")
+    _check_depth(data)
+    try:
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_float=_no_float,
+            parse_constant=_no_float,
+            parse_int=_bounded_int,
+        )
+        # An escape can smuggle in a lone surrogate, which would break whoever encodes the text later.
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError):
+        raise Malformed("json.syntax", "The document is not valid UTF-8 JSON.") from None
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 17 or abs(int(text)) > _MAX_INT:
+        raise Malformed("json.integer", "An integer is beyond ±(2^53-1); write it as text.")
+    return int(text)
+
+
+def _check_depth(data: bytes) -> None:
+    """Refuse deep nesting before the parser recurses. Brackets inside text count too: a safe over-estimate
+    would refuse honest text, so text is skipped."""
+    depth = 0
+    in_text = escaped = False
+    for byte in data:
+        if in_text:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_text = False
+        elif byte == 0x22:
+            in_text = True
+        elif byte in (0x5B, 0x7B):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise Malformed("json.depth", f"The document is nested deeper than {_MAX_DEPTH}; flatten it.")
+        elif byte in (0x5D, 0x7D):
+            depth -= 1
+
+
+def parse_canonical(data: bytes, *, limit: int = MAX_DOCUMENT) -> Any:
+    """Parse, and refuse bytes that ``canonical_json`` would not have written."""
+    value = parse_json(data, limit=limit)
+    if canonical_json(value) != data:
+        raise Malformed("json.canonical", "The document is not in canonical form (RFC 8785).")
+    return value

@@ -1,0 +1,112 @@
+"""DSSE v1 envelopes: one payload, many Ed25519 signatures.
+
+Source: the Dead Simple Signing Envelope specification, v1.0. The ``keyid`` is only a hint (the public
+key's hex); who counts as a signer is decided by the verifier's own list of keys, never by the envelope.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import Malformed, Untrusted
+from .canonical import MAX_DOCUMENT, canonical_json, parse_canonical, parse_json
+from .framing import sha256
+from .signatures import SigningKey, verify_ed25519
+
+__all__ = ["Envelope", "pae", "sign_document"]
+
+_MAX_SIGNATURES = 64
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding: the bytes that are really signed."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A payload of a type, and signatures over both. ``digest`` names the document without its signatures."""
+
+    payload_type: str
+    payload: bytes
+    signatures: tuple[tuple[str, bytes], ...] = field(default=())
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the payload, 32 bytes."""
+        return sha256(self.payload)
+
+    def document(self) -> Any:
+        """The payload, parsed; raises Malformed unless it is canonical JSON."""
+        return parse_canonical(self.payload)
+
+    def signed_by(self, key: SigningKey) -> Envelope:
+        """The same document with one more signature (or the same, if this key signed already)."""
+        keyid = key.public.hex()
+        if any(k == keyid for k, _ in self.signatures):
+            return self
+        return self.with_signature(keyid, key.sign(pae(self.payload_type, self.payload)))
+
+    def with_signature(self, keyid: str, signature: bytes) -> Envelope:
+        return Envelope(self.payload_type, self.payload, (*self.signatures, (keyid, signature)))
+
+    def verify(self, payload_type: str, keys: Iterable[bytes]) -> list[bytes]:
+        """Which of ``keys`` signed, in the order given. Raises Untrusted if none did or the type differs."""
+        if self.payload_type != payload_type:
+            raise Untrusted("dsse.type", f"The envelope is not of type {payload_type}.")
+        message = pae(self.payload_type, self.payload)
+        found = [key for key in keys if self._has_valid(key, message)]
+        if not found:
+            raise Untrusted("dsse.unsigned", "The document carries no valid signature by an expected key.")
+        return found
+
+    def _has_valid(self, key: bytes, message: bytes) -> bool:
+        for _, signature in self.signatures:
+            try:
+                verify_ed25519(key, message, signature)
+            except Untrusted:
+                continue  # another signer's signature; only a valid one counts
+            return True
+        return False
+
+    def to_bytes(self) -> bytes:
+        body = {
+            "payload": base64.b64encode(self.payload).decode(),
+            "payloadType": self.payload_type,
+            "signatures": [{"keyid": k, "sig": base64.b64encode(s).decode()} for k, s in self.signatures],
+        }
+        return canonical_json(body)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, limit: int = 2 * MAX_DOCUMENT) -> Envelope:
+        """Parse strictly; raises Malformed."""
+        body = parse_json(data, limit=limit)
+        try:
+            if set(body) != {"payload", "payloadType", "signatures"} or len(body["signatures"]) > _MAX_SIGNATURES:
+                raise ValueError
+            signatures = tuple(
+                (_text(s["keyid"]), base64.b64decode(s["sig"], validate=True)) for s in body["signatures"]
+            )
+            payload = base64.b64decode(body["payload"], validate=True)
+            return cls(_text(body["payloadType"]), payload, signatures)
+        except (KeyError, TypeError, ValueError, binascii.Error):
+            raise Malformed("dsse.form", "The file is not a DSSE envelope.") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def sign_document(payload_type: str, document: Any, *keys: SigningKey) -> Envelope:
+    """Canonicalize ``document`` and sign it with each key."""
+    envelope = Envelope(payload_type, canonical_json(document))
+    for key in keys:
+        envelope = envelope.signed_by(key)
+    return envelope

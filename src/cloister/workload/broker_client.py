@@ -1,0 +1,77 @@
+"""HTTPS to one broker through the node's tunnel. The broker is known by the TLS key that the contract pins."""
+
+from __future__ import annotations
+
+import http.client
+from typing import Any
+
+from ..contracts import Contract
+from ..crypto import canonical_json, parse_json
+from ..crypto.tls import connect_pinned
+from ..errors import Internal, Unavailable, error_from_wire
+from .node_link import NodeLink
+
+__all__ = ["BrokerClient"]
+
+_BODY_LIMIT = 1024 * 1024
+_TIMEOUT = 30.0
+
+
+class BrokerClient:
+    """One connection, one session. Not thread-safe: each handshake makes its own."""
+
+    def __init__(self, link: NodeLink, contract: Contract, party: str) -> None:
+        self.party = party
+        self.pin = contract.parties[party].tls_pin
+        self._link = link
+        self._cookie: str | None = None
+        self._http: http.client.HTTPConnection | None = None
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return parse_json(self._send("POST", path, canonical_json(body)), limit=_BODY_LIMIT)
+
+    def get(self, path: str) -> bytes:
+        return self._send("GET", path, None)
+
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._http is None:
+            connection = http.client.HTTPConnection("broker", timeout=_TIMEOUT)
+            connection.sock = connect_pinned(self._link.tunnel(self.party), self.pin)
+            self._http = connection
+        return self._http
+
+    def _send(self, method: str, path: str, body: bytes | None) -> bytes:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        if self._cookie is not None:
+            headers["Cookie"] = self._cookie
+        connection = self._connection()
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            data = response.read(_BODY_LIMIT + 1)
+        except (OSError, http.client.HTTPException):
+            self.close()
+            raise Unavailable(
+                "broker.unreachable", f"The broker of {self.party} does not answer; is it running?", party=self.party
+            ) from None
+        if len(data) > _BODY_LIMIT:
+            self.close()
+            raise Internal("broker.size", f"The broker of {self.party} answered with more than expected.")
+        for value in response.headers.get_all("Set-Cookie") or ():
+            self._cookie = value.partition(";")[0]
+        if response.status != 200:
+            raise _error(data)
+        return data
+
+
+def _error(data: bytes) -> Exception:
+    try:
+        body = parse_json(data, limit=_BODY_LIMIT)
+    except Exception as unreadable:  # noqa: BLE001 - whatever it was, it is no answer
+        return Internal("wire.unreadable", f"A broker's refusal could not be read ({type(unreadable).__name__}).")
+    return error_from_wire(body.get("error", body) if isinstance(body, dict) else body)

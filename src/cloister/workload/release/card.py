@@ -1,0 +1,82 @@
+"""The Hugging Face model card, filled in from facts only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...contracts import Contract, Job, Terms
+
+__all__ = ["CardFacts", "model_card"]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says beyond the contract and the job. ``evaluation`` and ``gates`` are canonical documents."""
+
+    evaluation: Mapping[str, Any]
+    gates: Sequence[Mapping[str, Any]]
+    terms: Terms
+    usage: str
+    measurement: str
+    assurance: str
+
+
+def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
+    """Markdown with the YAML front matter that model hubs read."""
+    recipe = job.recipe
+    front = {
+        "base_model": recipe.base,
+        "license": facts.terms.licences[0] if len(facts.terms.licences) == 1 else "other",
+        "library_name": "peft" if recipe.method == "lora" else "transformers",
+        "pipeline_tag": "text-classification" if recipe.task == "classification" else "text-generation",
+        "datasets": [recipe.data],
+        "tags": ["cloister", recipe.method],
+    }
+    # JSON is YAML: each value in JSON form needs no quoting rules of its own.
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [
+        f"# {job.output}",
+        "",
+        f"{recipe.task.capitalize()} model, {recipe.method} fine-tuning of `{recipe.base}` on `{recipe.data}`.",
+        f"Purpose agreed in the contract: {contract.purpose}",
+        "",
+        "## Evaluation against the untouched base",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {name} | {_cell(value)} |" for name, value in sorted(facts.evaluation.items())),
+        "",
+        "## Gates",
+        "",
+        "| metric | margin | base | tuned | passed |",
+        "|---|---|---|---|---|",
+        *(f"| {g['metric']} | {g['margin']} | {g['base']} | {g['tuned']} | {g['passed']} |" for g in facts.gates),
+        "",
+        "## Terms",
+        "",
+        f"- Licences of the parents, all of which apply: {', '.join(facts.terms.licences)}",
+        f"- Sensitivity: {facts.terms.sensitivity}",
+        f"- Training was not differentially private: the weights may contain rows of `{recipe.data}`,"
+        " as its owner accepted in the contract.",
+        "",
+        "## How it was made",
+        "",
+        f"- contract `{contract.digest.hex()}`, job `{job.digest.hex()}`",
+        f"- workload measurement `{facts.measurement}`, assurance level `{facts.assurance}`",
+        f"- recipe: `{json.dumps(recipe.to_document(), sort_keys=True)}`",
+        "",
+        "## Use",
+        "",
+        "```python",
+        facts.usage.strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

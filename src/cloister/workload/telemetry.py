@@ -1,0 +1,58 @@
+"""What may leave while a run goes on: contracted names, a fixed schedule, quantized values, coded messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+
+from ..contracts import Contract
+from ..errors import CloisterError
+from .node_link import NodeLink
+
+__all__ = ["Telemetry"]
+
+_POINTS = 100  # progress events per stage, whatever happens inside it
+_QUANTUM = Decimal("0.0001")
+
+
+class Telemetry:
+    """The filter. Anything that the contract doesn't name is dropped here, inside the trusted code."""
+
+    def __init__(self, contract: Contract, link: NodeLink) -> None:
+        self._allowed = frozenset(contract.telemetry)
+        self._link = link
+        self._last: dict[str, int] = {}
+
+    def report(self, stage: str, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Progress of ``stage``. At most ``_POINTS`` events a stage, at fixed fractions of ``total``."""
+        slot = step * _POINTS // max(total, 1)
+        if self._last.get(stage) == slot:
+            return
+        self._last[stage] = slot
+        kept = {name: _quantize(value) for name, value in values.items() if name in self._allowed}
+        self._link.telemetry({"kind": "progress", "stage": stage, "step": step, "total": total, "values": kept})
+
+    def state(self, code: str) -> None:
+        """One of the codes of docs/spec/workload.md."""
+        self._link.telemetry({"code": code, "kind": "state"})
+
+    def failure(self, error: BaseException) -> None:
+        """How the run ended badly. Only Cloister's own sentences leave, which never contain data; the text of
+        any other exception may quote a row and stays inside."""
+        if isinstance(error, CloisterError):
+            wire = error.to_wire()
+        else:
+            wire = {
+                "code": "workload.internal",
+                "details": {},
+                "kind": "internal",
+                "message": "The workload failed; its exception text stays inside because it may quote data.",
+            }
+        self._link.telemetry({"code": "failed", "error": wire, "kind": "state"})
+
+
+def _quantize(value: float) -> str:
+    if not math.isfinite(value):
+        return "nan"
+    return str(Decimal(repr(float(value))).quantize(_QUANTUM))

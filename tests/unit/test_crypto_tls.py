@@ -1,0 +1,78 @@
+"""Pinned TLS: the right key connects, any other does not, and nothing is sent before that is known."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloister.crypto import SigningKey
+from cloister.crypto.tls import certificate_pin, connect_pinned, make_certificate, public_key_pin, server_context
+from cloister.errors import Unavailable, Untrusted
+
+SEED = b"\7" * 32
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    cert, key = make_certificate(SEED, "broker")
+    (tmp_path / "c").write_bytes(cert)
+    (tmp_path / "k").write_bytes(key)
+    context = server_context(str(tmp_path / "c"), str(tmp_path / "k"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    received: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                raw, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(raw, server_side=True) as tls:
+                    received.append(tls.recv(100))
+                    tls.sendall(b"pong")
+            except (OSError, ssl.SSLError):
+                received.append(b"")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield listener.getsockname()[1], received
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+def test_pin_is_of_the_key_not_of_the_certificate() -> None:
+    first, _ = make_certificate(SEED, "a")
+    second, _ = make_certificate(SEED, "b")
+    pins = {certificate_pin(ssl.PEM_cert_to_DER_cert(pem.decode())) for pem in (first, second)}
+    assert pins == {public_key_pin(SigningKey(SEED).public)}
+
+
+def test_the_pinned_key_connects(server: tuple[int, list[bytes]]) -> None:
+    port, received = server
+    with connect_pinned(socket.create_connection(("127.0.0.1", port)), public_key_pin(SigningKey(SEED).public)) as tls:
+        assert tls.version() == "TLSv1.3"
+        tls.sendall(b"ping")
+        assert tls.recv(10) == b"pong"
+    assert received == [b"ping"]
+
+
+def test_another_key_is_refused_before_anything_is_sent(server: tuple[int, list[bytes]]) -> None:
+    port, received = server
+    with pytest.raises(Untrusted, match="another TLS key"):
+        connect_pinned(socket.create_connection(("127.0.0.1", port)), b"\0" * 32)
+    assert b"".join(received) == b""
+
+
+def test_a_peer_that_speaks_no_tls_is_unavailable() -> None:
+    left, right = socket.socketpair()
+    right.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+    right.close()
+    with pytest.raises(Unavailable, match="handshake"):
+        connect_pinned(left, b"\0" * 32)
