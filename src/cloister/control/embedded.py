@@ -22,7 +22,7 @@ from typing import Any
 from ..crypto import SigningKey, parse_json
 from ..errors import CloisterError, Malformed, Misuse, Unavailable, error_from_wire
 from ..fields import Fields, party_name
-from ..node.uids import choose_uid, require_traversable
+from ..node.uids import allocate_uid, who_can_traverse
 
 __all__ = ["Supervisor", "main"]
 
@@ -156,11 +156,7 @@ class Supervisor:
         return folder
 
     def _uid(self, name: str) -> int:
-        uids = self._state.setdefault("uids", {})
-        if name not in uids:
-            uids[name] = choose_uid(self._home, name, taken=set(uids.values()))
-            self._save()
-        return int(uids[name])
+        return allocate_uid(self._home, name)
 
     def _listen(self, name: str) -> str:
         """A loopback address that stays the same over restarts."""
@@ -285,8 +281,9 @@ def main() -> int:
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o711 if separate else 0o700)
         if separate:
+            uid = allocate_uid(home, "control")
             for path in (home, Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parent):
-                require_traversable(path)
+                who_can_traverse(path, uid, uid)
         supervisor = Supervisor(home, separate_users=separate)
         try:
             supervisor.start()

@@ -22,20 +22,10 @@ from ..errors import CloisterError, Unavailable
 from .control_link import ControlLink
 from .sandbox import Sandbox
 
-__all__ = ["Agent", "Attester", "RunSandbox"]
+__all__ = ["Agent", "Launch", "RunSandbox"]
 
 _MAX_LAUNCHES = 4  # the first, and three resumptions after a kill
 _STATE_OF_EXIT = {0: "succeeded", 3: "denied", 4: "denied", 20: "revoked"}
-
-
-class Attester(Protocol):
-    """Makes evidence for a sandbox that it was told about. See ``attester.TpmAttester``."""
-
-    tee: str
-
-    def extend_launch(self, *, instance: str, measurement: str, contract: str, job: str) -> None: ...
-
-    def evidence(self, instance: str, nonce: str, tee_pubkey: dict[str, Any]) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Launch:
 
     contract: Contract
     job: Job
-    instance: str
+    instance: bytes
     purpose: str
     folder: Path
     assets: dict[str, Path]
@@ -61,8 +51,8 @@ class RunSandbox(Protocol):
 class Agent:
     """Serves one control plane, one job at a time."""
 
-    def __init__(self, home: Path, control: ControlLink, attester: Attester, run: RunSandbox) -> None:
-        self._control, self._attester, self._run = control, attester, run
+    def __init__(self, home: Path, control: ControlLink, run: RunSandbox) -> None:
+        self._control, self._run = control, run
         self._cache, self._jobs = home / "cache", home / "jobs"
         for folder in (self._cache, self._jobs):
             folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +119,7 @@ class Agent:
             launch = Launch(
                 contract=contract,
                 job=job,
-                instance=secrets.token_hex(16),
+                instance=secrets.token_bytes(16),
                 purpose="resume" if admitted else "release",
                 folder=folder,
                 assets={d.hex(): self._cache / d.hex() for d in (job.data, job.base)},

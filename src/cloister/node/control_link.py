@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 
 from ..contracts.requests import authorization_header
-from ..crypto import SigningKey, canonical_json
+from ..crypto import Envelope, SigningKey, canonical_json
 from ..errors import Unavailable, error_from_wire
-from ..sealed import check_ciphertext
+from ..sealed import Manifest, check_ciphertext
 
 __all__ = ["ControlLink"]
 
@@ -41,9 +41,7 @@ class ControlLink:
         draft = into / f".{digest}"
         draft.mkdir(parents=True, exist_ok=True)
         self._fetch(f"/v1/objects/{digest}/manifest", draft / "manifest.json")
-        from ..sealed import read_manifest
-
-        manifest = read_manifest((draft / "manifest.json").read_bytes())
+        manifest = Manifest.from_payload(Envelope.from_bytes((draft / "manifest.json").read_bytes()).payload)
         for index in range(len(manifest.files)):
             self._fetch(f"/v1/objects/{digest}/files/{index}", draft / f"{index:04d}.sealed")
         check_ciphertext(draft)

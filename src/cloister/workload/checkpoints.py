@@ -11,7 +11,7 @@ from typing import Protocol
 from ..contracts import Terms
 from ..crypto import Envelope, SigningKey, frame, hkdf, sign_document
 from ..errors import Untrusted
-from ..sealed import SealedObject, SealIdentity, seal_object
+from ..sealed import SealIdentity, open_sealed, seal_object
 from .key_session import RunContext
 
 __all__ = ["CHECKPOINT_TAG", "RecordCheckpoint", "SealedCheckpoints", "checkpoint_secret"]
@@ -67,15 +67,14 @@ class SealedCheckpoints:
                 asset_id=run.job.digest[:16],
                 name=f"{run.job.submitter}/checkpoint",
                 version=step,
-                cls="checkpoint",
+                asset_class="checkpoint",
+                created=run.job.created,
                 contract=run.contract.digest,
                 job=run.job.digest,
                 parents=parents,
-                previous=None,
             ),
             sign=lambda kind, payload: Envelope(kind, payload).signed_by(self._signer),
             terms={"terms": terms.document()},
-            created=run.job.created,
         )
         body = {
             "contract": run.contract.digest.hex(),
@@ -99,10 +98,12 @@ class SealedCheckpoints:
             raise Untrusted(
                 "checkpoint.missing", f"The recorded checkpoint of step {step} is not in the output folder."
             )
-        sealed = SealedObject.open(folder, dek=self._key(step), expected_digest=root, signer_keys=[self._signer.public])
-        sealed.check_roots()
-        sealed.require_complete()
-        return step, {path: sealed.read(path) for path in sealed.paths()}
+        with open_sealed(
+            folder, dek=self._key(step), expected_digest=root, signer_keys=[self._signer.public]
+        ) as sealed:
+            sealed.check_roots()
+            sealed.require_complete()
+            return step, {path: sealed.read(path) for path in sealed.paths()}
 
     def _key(self, step: int) -> bytes:
         return hkdf(self._secret, info=frame("cloister/checkpoint-dek/v1", step))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from decimal import Decimal
 
@@ -24,7 +23,7 @@ class Telemetry:
         self._link = link
         self._last: dict[str, int] = {}
 
-    def report(self, stage: str, step: int, total: int, values: Mapping[str, float]) -> None:
+    def report(self, stage: str, step: int, total: int, values: Mapping[str, str]) -> None:
         """Progress of ``stage``. At most ``_POINTS`` events a stage, at fixed fractions of ``total``."""
         slot = step * _POINTS // max(total, 1)
         if self._last.get(stage) == slot:
@@ -52,7 +51,6 @@ class Telemetry:
         self._link.telemetry({"code": "failed", "error": wire, "kind": "state"})
 
 
-def _quantize(value: float) -> str:
-    if not math.isfinite(value):
-        return "nan"
-    return str(Decimal(repr(float(value))).quantize(_QUANTUM))
+def _quantize(value: str) -> str:
+    number = Decimal(value)
+    return str(number.quantize(_QUANTUM)) if number.is_finite() else "nan"

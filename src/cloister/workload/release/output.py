@@ -67,15 +67,14 @@ class OutputRelease:
                 asset_id=run.job.digest[:16],
                 name=self._output.name,
                 version=1,
-                cls="artifact",
+                asset_class="artifact",
+                created=run.job.created,
                 contract=run.contract.digest,
                 job=run.job.digest,
                 parents=tuple(sorted((run.job.data, run.job.base))),
-                previous=None,
             ),
             sign=lambda kind, payload: Envelope(kind, payload).signed_by(run.identity.signing),
             terms=terms,
-            created=run.job.created,
         )
 
     def _write_record(
@@ -96,10 +95,7 @@ class OutputRelease:
         record = {
             "contract": run.contract.envelope.to_bytes().decode(),
             "job": run.job.envelope.to_bytes().decode(),
-            "keys": {
-                owner: [{"receipt": k.receipt.to_wire(), "resource": k.resource.hex()} for k in released]
-                for owner, released in keys.items()
-            },
+            "keys": {owner: [key.receipt.to_wire() for key in released] for owner, released in keys.items()},
             "manifest": manifest,
             "permits": dict(permits),
             "tokens": dict(tokens),

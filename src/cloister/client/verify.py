@@ -1,0 +1,294 @@
+"""``cloister verify``: check a release bundle offline. Numbered as in docs/spec/release.md; raises at the first problem.
+
+The release file is a container that anybody could have written. Every statement in it is signed, and the chain of trust
+begins with the cards that the verifier pinned, never with a key that the bundle brings along.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..attestation import verify_token
+from ..audit import Facts, Receipt, parse_event
+from ..contracts import LEVELS, Card, Contract, Job, Output, Terms, check_signatures, log_origin, read_contract
+from ..contracts import read_job, read_permit
+from ..crypto import Envelope, parse_canonical, parse_json, unb64url
+from ..errors import Denied, Malformed, Misuse, Untrusted
+from ..fields import Fields
+from ..sealed import MANIFEST_TYPE, Manifest
+
+__all__ = ["RELEASE_FILE", "Verified", "verify_bundle", "verify_release"]
+
+RELEASE_FILE = "cloister-release.json"
+PROVENANCE_FILE = "provenance.dsse.json"
+PROVENANCE_TYPE = "application/vnd.in-toto+json"
+_LIMIT = 16 * 1024 * 1024
+_MAX_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What holds. ``steps`` are sentences for people, in the order of the checks."""
+
+    output: str
+    contract: str
+    job: str
+    measurement: str
+    assurance: str
+    parties: tuple[str, ...]
+    recipients: tuple[str, ...]
+    steps: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        return {**vars(self), "verified": True}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The one workload instance that all evidence in a bundle must be about."""
+
+    instance: bytes
+    signing: bytes
+    measurement: str
+    level: str
+
+
+def verify_bundle(folder: Path, pins: Mapping[str, Card]) -> Verified:
+    """Check a pulled bundle against the cards that this verifier pinned. Raises Untrusted, Denied or Malformed."""
+    path = folder / RELEASE_FILE
+    if not path.is_file():
+        raise Misuse(
+            "bundle.absent", f"There is no {RELEASE_FILE} in this folder; name the folder given to 'pull --to'."
+        )
+    verified, run = verify_release(path.read_bytes(), pins)
+    # 8. The plaintext in this folder is what that workload made: its key signed every file's digest.
+    _check_files(folder, run, verified)
+    return Verified(
+        **{**vars(verified), "steps": (*verified.steps, "every file in the folder is the one that the workload signed")}
+    )
+
+
+def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _Run]:
+    """Steps 1 to 7: everything but the files. Used before an output's key is asked for, too."""
+    f = Fields(parse_json(record, limit=_LIMIT), "release record")
+    f.integer("version", low=1, high=1)
+    # 1. Every party signed the contract, with keys pinned here.
+    contract = read_contract(Envelope.from_bytes(f.text("contract", limit=_LIMIT).encode()))
+    if not pins:
+        raise Denied(
+            "verify.unpinned", "No party's card is pinned here; give the cards that you compared with --trust."
+        )
+    check_signatures(contract, dict(pins))
+    # 2. The job belongs to it, and a party submitted it.
+    job = read_job(Envelope.from_bytes(f.text("job", limit=_LIMIT).encode()), contract)
+    # 3. Every owner logged its key releases first, to one instance of one measured workload.
+    run = _check_keys(f.mapping("keys", lambda _, v: v, limit=64), contract, job)
+    # 4. Every owner appraised that workload and found what the contract asks for.
+    _check_tokens(f.mapping("tokens", lambda _, v: v, limit=64), contract, job, run)
+    # 5. That workload signed the output's manifest, which is as the contract says. 7. With every gate passed.
+    envelope = Envelope.from_bytes(f.text("manifest", limit=_LIMIT).encode())
+    output = _check_manifest(envelope, contract, job, run)
+    # 6. Every owner permitted exactly this manifest, and logged that.
+    _check_permits(f.mapping("permits", lambda _, v: v, limit=64), contract, job, run, envelope.digest)
+    f.raw("wraps")
+    f.done()
+    owners = ", ".join(contract.owners())
+    return (
+        Verified(
+            output=output.name,
+            contract=contract.digest.hex(),
+            job=job.digest.hex(),
+            measurement=run.measurement,
+            assurance=run.level,
+            parties=tuple(sorted(contract.parties)),
+            recipients=output.recipients,
+            steps=(
+                f"the contract is signed by every party ({', '.join(sorted(contract.parties))}) with keys pinned here",
+                f"the job was submitted by {job.submitter} under that contract",
+                f"each owner ({owners}) logged its key releases before they happened",
+                f"each owner appraised the workload: measurement {run.measurement[:16]}…, assurance level {run.level}",
+                f"that workload signed the output {output.name}, form {output.form}, for {', '.join(output.recipients)}",
+                f"each owner ({owners}) permitted and logged this output",
+                f"all {len(contract.gates)} gates of the contract passed",
+            ),
+        ),
+        run,
+    )
+
+
+def _logged(wire: Any, party: str, contract: Contract) -> Facts:
+    """The facts of a log entry that ``party``'s pinned log key covers."""
+    receipt = Receipt.from_wire(wire)
+    receipt.verify(log_origin(party), contract.parties[party].receipt)
+    return parse_event(receipt.leaf)
+
+
+def _about(facts: Facts, kind: str, contract: Contract, job: Job) -> Mapping[str, str | int]:
+    details = facts.details
+    same = facts.kind == kind and facts.outcome == "success"
+    if not same or details.get("contract") != contract.digest.hex() or details.get("job") != job.digest.hex():
+        raise Untrusted("verify.entry", "A log entry in the bundle is about something else than this run.")
+    return details
+
+
+def _check_keys(keys: dict[str, Any], contract: Contract, job: Job) -> _Run:
+    runs: set[_Run] = set()
+    if set(keys) != set(contract.owners()):
+        raise Untrusted("verify.keys", "The bundle lacks the key releases of an owner.")
+    for owner, entries in keys.items():
+        found: set[str] = set()
+        for entry in entries if isinstance(entries, list) else ():
+            details = _about(_logged(entry, owner, contract), "key.released", contract, job)
+            found.add(str(details.get("resource")))
+            try:
+                runs.add(
+                    _Run(
+                        bytes.fromhex(str(details["instance"])),
+                        bytes.fromhex(str(details["signing"])),
+                        str(details["measurement"]),
+                        str(details["level"]),
+                    )
+                )
+            except (KeyError, ValueError):
+                raise Malformed("verify.entry", "A key release in the log lacks a field.") from None
+        used = [a for a in contract.assets if a.owner == owner and a.digest in (job.data, job.base)]
+        own = {f"asset-key/{asset.digest.hex()}" for asset in used}
+        if not own <= found:
+            raise Untrusted(
+                "verify.keys", f"The bundle does not show that {owner} logged the release of its asset's key."
+            )
+    if len(runs) != 1:
+        raise Untrusted("verify.instance", "The key releases in the bundle are to different workload instances.")
+    return runs.pop()
+
+
+def _check_tokens(tokens: dict[str, Any], contract: Contract, job: Job, run: _Run) -> None:
+    platform = contract.platform
+    if set(tokens) != set(contract.owners()):
+        raise Untrusted("verify.tokens", "The bundle lacks an owner's attestation result.")
+    for owner, token in tokens.items():
+        # A token's time is long over when a bundle is checked: it is judged at the moment of its own issue.
+        claims = verify_token(token, contract.parties[owner].receipt, now=_issued(token))
+        evidence = claims["submods"]["cpu0"]["ear.veraison.annotated-evidence"]
+        expected = {
+            "contract": contract.digest.hex(),
+            "instance": run.instance.hex(),
+            "job": job.digest.hex(),
+            "level": run.level,
+            "measurement": run.measurement,
+        }
+        if any(evidence.get(name) != value for name, value in expected.items()):
+            raise Untrusted("verify.token", f"The attestation result of {owner} is about another run.")
+        named = (
+            evidence["measurement"] in platform.measurements
+            and evidence["agent"] in platform.agents
+            and evidence["attester"] in platform.attesters
+            and LEVELS.index(evidence["level"]) >= LEVELS.index(platform.assurance)
+        )
+        if not named:
+            raise Denied("verify.platform", f"{owner} appraised a platform that the contract does not name.")
+
+
+def _issued(token: Any) -> int:
+    parts = token.split(".") if isinstance(token, str) else []
+    body = parse_canonical(unb64url(parts[1])) if len(parts) == 3 else None
+    issued = body.get("iat") if isinstance(body, dict) else None
+    if not isinstance(issued, int):
+        raise Malformed("verify.token", "An attestation result in the bundle can't be read.")
+    return issued
+
+
+def _check_manifest(envelope: Envelope, contract: Contract, job: Job, run: _Run) -> Output:
+    envelope.verify(MANIFEST_TYPE, [run.signing])
+    manifest = Manifest.from_payload(envelope.payload)
+    output = next((o for o in contract.outputs if o.name == job.output), None)
+    parents = tuple(sorted((job.data, job.base)))
+    if output is None or manifest.name != output.name or manifest.asset_class != "artifact":
+        raise Untrusted("verify.output", "The output is not the one that the job was to make.")
+    if (manifest.contract, manifest.job, manifest.parents) != (contract.digest, job.digest, parents):
+        raise Untrusted("verify.output", "The output's manifest belongs to another contract, job or set of parents.")
+    f = Fields(dict(manifest.terms), "output's terms")
+    expected = Terms.intersect([contract.asset(p).terms for p in parents])
+    same = (
+        f.text("form") == output.form
+        and f.texts("recipients") == output.recipients
+        and f.hex("instance", 16) == run.instance
+        and Terms.read(f.raw("terms")) == expected
+    )
+    if not same:
+        raise Untrusted("verify.terms", "The output's form, recipients or terms are not what the contract says.")
+    _check_gates(f.items("gates", lambda v: v, limit=64), contract)
+    f.done()
+    return output
+
+
+def _check_gates(gates: tuple[Any, ...], contract: Contract) -> None:
+    passed = {(g.get("metric"), g.get("margin")) for g in gates if isinstance(g, dict) and g.get("passed") is True}
+    for gate in contract.gates:
+        if (gate.metric, str(gate.margin)) not in passed:
+            raise Denied("verify.gate", f"The contract's gate on {gate.metric} is not recorded as passed.")
+
+
+def _check_permits(permits: dict[str, Any], contract: Contract, job: Job, run: _Run, output: bytes) -> None:
+    if set(permits) != set(contract.owners()):
+        raise Untrusted("verify.permits", "The bundle lacks an owner's permit.")
+    for owner, entry in permits.items():
+        f = Fields(entry, "permit entry")
+        permit = read_permit(Envelope.from_bytes(f.text("permit", limit=_LIMIT).encode()), contract)
+        details = _about(_logged(f.raw("receipt"), owner, contract), "permit.issued", contract, job)
+        f.done()
+        same = (permit.owner, permit.job, permit.output, permit.instance) == (owner, job.digest, output, run.instance)
+        if not same or details.get("output") != output.hex():
+            raise Untrusted("verify.permit", f"The permit of {owner} is for another output.")
+
+
+def _check_files(folder: Path, run: _Run, verified: Verified) -> None:
+    envelope = Envelope.from_bytes(_read(folder / PROVENANCE_FILE))
+    envelope.verify(PROVENANCE_TYPE, [run.signing])
+    statement = parse_canonical(envelope.payload)
+    try:
+        subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
+        parameters = statement["predicate"]["buildDefinition"]["externalParameters"]
+        about = (parameters["contract"], parameters["job"], parameters["output"])
+    except (KeyError, TypeError):
+        raise Malformed("verify.provenance", "The provenance statement lacks a field.") from None
+    if about != (verified.contract, verified.job, verified.output):
+        raise Untrusted("verify.provenance", "The provenance is of another run.")
+    present = {name for name in _walk(folder) if name not in (RELEASE_FILE, PROVENANCE_FILE)}
+    for name in sorted(set(subjects) - present):
+        raise Untrusted("verify.missing", f"The file {name} is missing from the bundle.", file=name)
+    for name in sorted(present - set(subjects)):
+        raise Untrusted("verify.foreign", f"The file {name} is not part of the bundle; remove it.", file=name)
+    for name in sorted(present):
+        if _digest(folder / name) != subjects[name]:
+            raise Untrusted("verify.changed", f"The file {name} is not the one that the workload made.", file=name)
+
+
+def _walk(folder: Path) -> list[str]:
+    names = []
+    for root, folders, files in os.walk(folder):
+        for name in (*files, *(d for d in folders if (Path(root) / d).is_symlink())):
+            names.append((Path(root) / name).relative_to(folder).as_posix())
+            if len(names) > _MAX_FILES:
+                raise Misuse("bundle.size", "This folder holds too many files to be a bundle.")
+    return names
+
+
+def _plain(path: Path) -> Path:
+    if path.is_symlink() or not path.is_file():
+        raise Untrusted("verify.missing", f"The file {path.name} is missing from the bundle or is no plain file.")
+    return path
+
+
+def _read(path: Path) -> bytes:
+    return _plain(path).read_bytes()
+
+
+def _digest(path: Path) -> str:
+    with _plain(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

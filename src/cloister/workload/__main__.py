@@ -1,0 +1,25 @@
+"""What the sandbox starts. Exit statuses: docs/spec/workload.md."""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import CloisterError
+from .identity import harden_process
+from .job import Place, run_job
+
+
+def main() -> int:
+    """Run the job. No exception's text is printed: it could quote data."""
+    harden_process()
+    try:
+        run_job(Place())
+    except CloisterError as fault:
+        return fault.exit_code
+    except Exception:  # noqa: BLE001 - reported as code only, see Telemetry.failure
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

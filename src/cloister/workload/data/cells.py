@@ -1,0 +1,37 @@
+"""Checks that every format shares: which columns exist, and what counts as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...errors import Malformed, Misuse
+from .models import Limits
+
+__all__ = ["cell_text", "check_columns"]
+
+
+def check_columns(name: str, columns: Sequence[str], existing: Sequence[str]) -> None:
+    """Misuse that lists the columns there are, if one of ``columns`` is missing; Malformed for a duplicate."""
+    if len(set(existing)) != len(existing):
+        raise Malformed("data.header", f"The file {name} names two columns alike; rename one.")
+    missing = [c for c in columns if c not in existing]
+    if missing:
+        # Column names are schema, which the manifest shows anyway; rows are not.
+        there = ", ".join(c[:60] for c in existing[:40])
+        raise Misuse("data.column", f"The file {name} has no column '{missing[0]}'; its columns are: {there}.")
+
+
+def cell_text(name: str, row: int, column: str, value: Any, limits: Limits) -> str:
+    """A cell as text. Whole numbers are taken as their digits, since labels are often numbered; nothing else is."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise Malformed("data.text", f"Row {row} of {name} has no text in column '{column}'; give text there.")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise Malformed("data.text", f"Row {row} of {name} has a broken character in column '{column}'; mend it.")
+    if len(value) > limits.cell_characters:
+        raise Malformed(
+            "data.cell", f"Row {row} of {name} exceeds {limits.cell_characters} characters in column '{column}'."
+        )
+    return value

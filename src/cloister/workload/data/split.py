@@ -1,0 +1,64 @@
+"""A seeded, stratified split that depends on what the rows say and on the seed, not on the order of the file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+
+from ...crypto import frame, sha256
+from ...errors import Misuse
+from .models import Split
+
+__all__ = ["label_names", "split_rows"]
+
+_LEAST_ROWS = 10
+
+
+def label_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The distinct labels in sorted order; a label's number is its place there. Misuse if nothing can be learned."""
+    names = tuple(sorted(set(labels)))
+    if len(names) < 2:
+        raise Misuse("data.labels", "The label column holds one label only; a classifier needs at least two.")
+    if len(names) > len(labels) // 2:
+        raise Misuse("data.labels", "Most labels occur only once; check that 'columns.label' names the label column.")
+    if any(not name.strip() for name in names):
+        raise Misuse("data.labels", "Some rows have an empty label; label or drop them.")
+    return names
+
+
+def split_rows(texts: Sequence[str], labels: Sequence[str] | None, fraction: Decimal, seed: int) -> Split:
+    """Set about ``fraction`` of the rows aside for validation, from each label its share.
+
+    Rows with the same text stay together, so that no validation row was seen in training. A label with a single
+    text stays in training. Misuse (``data.few``) where a part would be empty.
+    """
+    members: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        members.setdefault(text, []).append(row)
+    strata: dict[str, list[str]] = {}
+    for text, rows in members.items():
+        strata.setdefault(_label(rows, labels), []).append(text)
+    validation: list[int] = []
+    for texts_of_label in strata.values():
+        # The order by a keyed digest is a shuffle that is the same for the same texts and seed on every machine.
+        shuffled = sorted(texts_of_label, key=lambda text: sha256(frame("cloister/split/v1", str(seed), text)))
+        total = sum(len(members[text]) for text in shuffled)
+        wanted = int(total * fraction + Decimal("0.5"))
+        taken = 0
+        for text in shuffled[:-1]:
+            if taken >= wanted:
+                break
+            validation += members[text]
+            taken += len(members[text])
+    chosen = set(validation)
+    if len(texts) < _LEAST_ROWS or not chosen or len(chosen) == len(texts):
+        raise Misuse("data.few", f"The dataset is too small to set validation rows aside; give {_LEAST_ROWS} or more.")
+    return Split(tuple(r for r in range(len(texts)) if r not in chosen), tuple(sorted(chosen)))
+
+
+def _label(rows: list[int], labels: Sequence[str] | None) -> str:
+    if labels is None:
+        return ""
+    counted = Counter(labels[row] for row in rows)
+    return min(counted, key=lambda name: (-counted[name], name))

@@ -1,0 +1,185 @@
+"""One run, from the job file to the release record. Start reading here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..audit import parse_event
+from ..contracts import read_contract, read_job
+from ..crypto import Envelope, canonical_json, parse_json
+from ..errors import Denied, Malformed, Unavailable
+from ..fields import Fields
+from ..sealed import SealedObject, open_sealed
+from .acquire import Acquired, acquire_keys, record_checkpoint
+from .broker_client import BrokerClient
+from .checkpoints import CHECKPOINT_TAG, SealedCheckpoints
+from .identity import WorkloadIdentity
+from .key_session import RunContext
+from .leases import LeaseKeeper
+from .node_link import NodeLink
+from .pipeline import Inputs, Outcome, train_and_evaluate
+from .release import CardFacts, OutputRelease, model_card, provenance_statement
+from .telemetry import Telemetry
+
+__all__ = ["Place", "run_job"]
+
+_JOB_FILE_LIMIT = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the sandbox put things."""
+
+    job: Path = Path("/job/job.json")
+    out: Path = Path("/out")
+    socket: Path = Path("/run/cloister.sock")
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the job file asks for: untrusted, and proved only when brokers release keys for it."""
+
+    run: RunContext
+    purpose: str
+    assets: dict[str, Path]
+
+
+def run_job(place: Place) -> None:
+    """The whole run. Raises a CloisterError when it can't end in a release; nothing has left then but telemetry."""
+    order = _read_order(place)
+    run = order.run
+    telemetry = Telemetry(run.contract, run.link)
+    try:
+        got = acquire_keys(run, purpose=order.purpose)
+        telemetry.state("keys")
+        with _leases(run, got, telemetry) as lease, _assets(order, got) as assets:
+            telemetry.state("prepare")
+            outcome = train_and_evaluate(
+                Inputs(run.job.recipe, assets[run.job.data], assets[run.job.base], run.contract.gates),
+                sink=_checkpoints(place, run, got),
+                progress=telemetry,
+                lease=lease,
+            )
+            _require_gates(outcome, telemetry)
+            for asset in assets.values():
+                asset.require_complete()  # every byte that was trained on is what the manifests name
+            lease.check()
+            telemetry.state("release")
+            _release(place, run, got, outcome)
+    except BaseException as problem:
+        telemetry.failure(problem)
+        raise
+
+
+def _read_order(place: Place) -> _Order:
+    f = Fields(parse_json(place.job.read_bytes(), limit=_JOB_FILE_LIMIT), "job file")
+    contract = read_contract(Envelope.from_bytes(f.text("contract", limit=_JOB_FILE_LIMIT).encode()))
+    job = read_job(Envelope.from_bytes(f.text("job", limit=_JOB_FILE_LIMIT).encode()), contract)
+    run = RunContext(
+        contract=contract,
+        job=job,
+        instance=f.hex("instance", 16),
+        tee=f.text("tee", limit=32),
+        identity=WorkloadIdentity(),
+        link=NodeLink(place.socket),
+    )
+    purpose = f.text("purpose", choices=("release", "resume"))
+    assets = f.mapping("assets", lambda _, v: Path(v) if isinstance(v, str) else _bad_path(), limit=16)
+    f.done()
+    return _Order(run, purpose, assets)
+
+
+def _bad_path() -> Path:
+    raise Malformed("job.path", "The job file's asset paths are not text.")
+
+
+@contextlib.contextmanager
+def _leases(run: RunContext, got: Acquired, telemetry: Telemetry) -> Iterator[LeaseKeeper]:
+    keeper = LeaseKeeper(run, got.keys, got.leases, on_lost=telemetry.failure)
+    keeper.start()
+    try:
+        yield keeper
+    finally:
+        keeper.stop()
+
+
+@contextlib.contextmanager
+def _assets(order: _Order, got: Acquired) -> Iterator[dict[bytes, SealedObject]]:
+    """Both assets, verified and open; the rest of their ciphertext is checked in the background while training runs."""
+    with contextlib.ExitStack() as stack:
+        opened: dict[bytes, SealedObject] = {}
+        for digest in (order.run.job.data, order.run.job.base):
+            asset = order.run.contract.asset(digest)
+            folder = order.assets.get(digest.hex())
+            if folder is None:
+                raise Unavailable("job.asset", "The node did not provide one of the job's assets.")
+            sealed = open_sealed(
+                folder,
+                dek=got.keys.use(digest.hex()),
+                expected_digest=digest,
+                signer_keys=[order.run.contract.parties[asset.owner].signing],
+                owner=asset.owner,
+            )
+            opened[digest] = stack.enter_context(sealed)
+            sealed.check_roots(background=True)
+        yield opened
+
+
+def _checkpoints(place: Place, run: RunContext, got: Acquired) -> SealedCheckpoints:
+    return SealedCheckpoints(
+        run,
+        got.keys.use(CHECKPOINT_TAG),
+        place.out / "checkpoints",
+        known=got.checkpoint,
+        record=lambda record: record_checkpoint(run, record),
+    )
+
+
+def _require_gates(outcome: Outcome, telemetry: Telemetry) -> None:
+    telemetry.state("gate")
+    for gate in outcome.gates:
+        if gate["passed"] is not True:
+            raise Denied("gate.failed", str(gate["reason"]), metric=str(gate["metric"]))
+
+
+def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome) -> None:
+    release = OutputRelease(run, place.out, lambda owner, manifest: _ask_permit(run, owner, manifest))
+    measurement = _fact(got, run, "measurement")
+    gates = [{name: gate[name] for name in ("metric", "margin", "base", "tuned", "passed")} for gate in outcome.gates]
+    facts = CardFacts(
+        evaluation=outcome.evaluation,
+        gates=gates,
+        terms=release.terms(),
+        usage=outcome.usage,
+        measurement=measurement,
+        assurance=_fact(got, run, "level"),
+    )
+    files = {
+        **outcome.files,
+        "README.md": model_card(run.contract, run.job, facts).encode(),
+        "evaluation.json": canonical_json(dict(outcome.evaluation)),
+    }
+    statement = provenance_statement(files, run.contract, run.job, run.instance, measurement, run.identity.signing)
+    release.release({**files, "provenance.dsse.json": statement.to_bytes()}, gates, got.released, got.tokens)
+
+
+def _fact(got: Acquired, run: RunContext, name: str) -> str:
+    """What the owners' logs say about this very run: all of them the same, or nothing leaves."""
+    found = {str(parse_event(k.receipt.leaf).details.get(name)) for keys in got.released.values() for k in keys}
+    if len(found) != 1:
+        raise Denied("release.facts", f"The owners' brokers logged different values of {name} for this run.")
+    return found.pop()
+
+
+def _ask_permit(run: RunContext, owner: str, manifest: str) -> dict[str, Any]:
+    client = BrokerClient(run.link, run.contract, owner)
+    try:
+        f = Fields(client.post("/cloister/v1/permit", {"manifest": manifest}), "permit answer")
+        return {"permit": f.text("permit", limit=1 << 20), "receipt": f.raw("receipt")}
+    finally:
+        client.close()
+

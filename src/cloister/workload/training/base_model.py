@@ -1,0 +1,210 @@
+"""A base model from decrypted bytes, in memory: no path, no plaintext file, no code of the supplier.
+
+``load_base`` takes a mapping of paths inside the model folder to binary readers, refuses what could execute, reads the
+safetensors straight into tensors and the tokenizer from its JSON text. The libraries need no path for any of this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from ...errors import Malformed, Misuse
+from .architectures import DECODERS, check_config, positions, refuse_machinery
+from .build import build
+from .tensors import read_tensors
+
+__all__ = ["BaseModel", "SpecialTokens", "load_base"]
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".msgpack")
+_PROGRAMS = (".py", ".pyc", ".pyx", ".so", ".dll", ".dylib", ".exe", ".sh")
+_MAX_JSON = 64 << 20
+_MAX_FILES = 4096
+# What a full export carries over unread: the tokenizer as its owner sealed it. Chat templates are data.
+_CARRIED = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.txt",
+    "merges.txt", "vocab.json", "chat_template.jinja", "added_tokens.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids. ``begin`` is set only if the tokenizer itself puts it before a text."""
+
+    begin: int | None
+    end: int | None
+    pad: int
+
+
+@dataclass
+class BaseModel:
+    """A checked model folder. ``weights`` are consumed by the first ``encoder()`` or ``causal_lm()``."""
+
+    config: dict[str, Any]
+    tokenizer: Tokenizer
+    tokens: SpecialTokens
+    carried: dict[str, bytes]
+    pooling: tuple[str, bool] | None
+    weights: dict[str, torch.Tensor] = field(repr=False)
+
+    @property
+    def is_decoder(self) -> bool:
+        return self.config["model_type"] in DECODERS
+
+    def encoder(self) -> nn.Module:
+        """The bare encoder (AutoModel's class) in float32, evaluation mode, ready for a head."""
+        return build(self.config, self._take(), highest_token(self.tokenizer), head=False)
+
+    def causal_lm(self) -> nn.Module:
+        """The causal language model in float32. Misuse if the architecture is an encoder."""
+        if not self.is_decoder:
+            raise Misuse("model.task", "The base model is an encoder; it can classify but not generate text.")
+        return build(self.config, self._take(), highest_token(self.tokenizer), head=True)
+
+    def max_length(self, wanted: int, model: nn.Module) -> int:
+        """``wanted`` tokens a row, or fewer where the model has fewer positions."""
+        limit = positions(self.config, getattr(model.config, "max_position_embeddings", None))
+        return wanted if limit is None else min(wanted, limit)
+
+    def _take(self) -> dict[str, torch.Tensor]:
+        if not self.weights:
+            raise Misuse("model.consumed", "This base model was built already; load it again for another run.")
+        weights, self.weights = self.weights, {}
+        return weights
+
+
+def load_base(files: Mapping[str, BinaryIO]) -> BaseModel:
+    """Check and read a Hugging Face model folder. ``files`` maps paths to seekable readers of the plaintext.
+
+    Raises Malformed or Misuse with a code under ``model`` and one sentence that says what is wrong with the folder.
+    """
+    _refuse_files(files)
+    config = check_config(_json(files, "config.json"))
+    tokenizer_config = _optional_json(files, "tokenizer_config.json")
+    refuse_machinery(tokenizer_config, "tokenizer_config.json")
+    tokenizer = _tokenizer(files)
+    carried = {name: _bytes(files, name) for name in _CARRIED if name in files}
+    named = {**tokenizer_config, **_optional_json(files, "special_tokens_map.json")}
+    return BaseModel(
+        config=config,
+        tokenizer=tokenizer,
+        tokens=_special_tokens(tokenizer, named, config),
+        carried=carried,
+        pooling=_pooling(files),
+        weights=_weights(files),
+    )
+
+
+def _refuse_files(files: Mapping[str, BinaryIO]) -> None:
+    if len(files) > _MAX_FILES:
+        raise Malformed("model.files", f"The model folder holds more than {_MAX_FILES} files; seal the model alone.")
+    for path in sorted(files):
+        lower = path.lower()
+        if lower.endswith(_PICKLES):
+            raise Malformed(
+                "model.pickle", f"The model folder holds {path}, a format that can execute code; keep safetensors only."
+            )
+        if lower.endswith(_PROGRAMS):
+            raise Malformed("model.code", f"The model folder holds {path}; code of a model never runs here, remove it.")
+
+
+def _size(stream: BinaryIO) -> int:
+    size = stream.seek(0, 2)
+    stream.seek(0)
+    return size
+
+
+def _bytes(files: Mapping[str, BinaryIO], name: str) -> bytes:
+    if name not in files:
+        raise Malformed("model.missing", f"The model folder lacks {name}; seal the whole Hugging Face folder.")
+    size = _size(files[name])
+    if size > _MAX_JSON:
+        raise Malformed("model.size", f"The model's {name} is larger than {_MAX_JSON} bytes; seal the published file.")
+    return files[name].read()
+
+
+def _json(files: Mapping[str, BinaryIO], name: str) -> Any:
+    try:
+        return json.loads(_bytes(files, name).decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise Malformed("model.json", f"The model's {name} is not valid JSON; seal the published file.") from None
+
+
+def _optional_json(files: Mapping[str, BinaryIO], name: str) -> dict[str, Any]:
+    value = _json(files, name) if name in files else {}
+    if not isinstance(value, dict):
+        raise Malformed("model.json", f"The model's {name} is not a JSON object; seal the published file.")
+    return value
+
+
+def _weights(files: Mapping[str, BinaryIO]) -> dict[str, torch.Tensor]:
+    names = ["model.safetensors"]
+    if "model.safetensors.index.json" in files:
+        shards = _optional_json(files, "model.safetensors.index.json").get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+            raise Malformed("model.index", "The model's safetensors index has no weight_map; seal the whole folder.")
+        names = sorted(set(shards.values()))
+    out: dict[str, torch.Tensor] = {}
+    for name in names:
+        if name not in files or not name.endswith(".safetensors"):
+            raise Malformed("model.missing", "The model folder lacks a safetensors file of its weights; seal them all.")
+        found = read_tensors(name, files[name], _size(files[name]))
+        if out.keys() & found.keys():
+            raise Malformed("model.index", "Two safetensors files hold the same weight; seal the published folder.")
+        out.update(found)
+    return out
+
+
+def _tokenizer(files: Mapping[str, BinaryIO]) -> Tokenizer:
+    raw = _bytes(files, "tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
+    except Exception:  # noqa: BLE001 - the library raises plain Exception for every kind of broken tokenizer
+        raise Malformed("model.tokenizer", "The model's tokenizer.json can't be read; seal the published file.") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def highest_token(tokenizer: Tokenizer) -> int:
+    """The largest token id that the tokenizer can give."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _special_tokens(tokenizer: Tokenizer, named: dict[str, Any], config: dict[str, Any]) -> SpecialTokens:
+    def token(key: str) -> int | None:
+        value = named.get(key)
+        text = value.get("content") if isinstance(value, dict) else value
+        found = tokenizer.token_to_id(text) if isinstance(text, str) else None
+        if found is None:
+            other = config.get(f"{key}_id")
+            other = other[0] if isinstance(other, list) and other else other
+            found = other if isinstance(other, int) and 0 <= other <= highest_token(tokenizer) else None
+        return found
+
+    begin, end, pad = token("bos_token"), token("eos_token"), token("pad_token")
+    plain, marked = (tokenizer.encode("a", add_special_tokens=flag).ids for flag in (False, True))
+    begins = begin is not None and marked[:1] == [begin] and plain[:1] != [begin]
+    return SpecialTokens(begin if begins else None, end, pad if pad is not None else end or 0)
+
+
+def _pooling(files: Mapping[str, BinaryIO]) -> tuple[str, bool] | None:
+    """(mean or first, normalized) as a sentence encoder's own files say, or None if there are no such files."""
+    modules = _json(files, "modules.json") if "modules.json" in files else []
+    kinds = [str(m.get("type", "")) for m in modules if isinstance(m, dict)] if isinstance(modules, list) else []
+    config = _optional_json(files, "1_Pooling/config.json")
+    if not config:
+        return None
+    modes = {key.removeprefix("pooling_mode_") for key, value in config.items() if value is True}
+    modes |= {str(config.get("pooling_mode"))} if "pooling_mode" in config else set()
+    if {"mean_tokens", "mean"} & modes:
+        return "mean", True
+    if {"cls_token", "cls"} & modes:
+        return "first", any(kind.endswith("Normalize") for kind in kinds)
+    raise Misuse("model.pooling", "The sentence encoder's own pooling isn't supported; set pooling to mean or first.")

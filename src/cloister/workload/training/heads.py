@@ -1,0 +1,87 @@
+"""A classifier on any encoder: the pooling it was trained with, and one linear layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .base_model import BaseModel
+
+__all__ = ["PooledClassifier", "Pooling", "choose_pooling", "pool"]
+
+# Logits of a linear layer on unit vectors are bounded by its weights' norm. This factor lets weights of ordinary size, and
+# so ordinary learning rates, give confident answers. It is multiplied into the weights that are exported.
+_UNIT_SCALE = 20.0
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """``mode`` is mean (over real tokens) or first; ``normalize``: to unit length."""
+
+    mode: str
+    normalize: bool
+
+
+def choose_pooling(wanted: str, base: BaseModel) -> Pooling:
+    """The recipe's choice; for ``auto`` what the base was trained with, else the first token for an encoder.
+
+    A decoder's first token has seen nothing, so without further word its mean is taken.
+    """
+    if wanted != "auto":
+        return Pooling(wanted, wanted == "mean")
+    if base.pooling is not None:
+        return Pooling(*base.pooling)
+    return Pooling("mean", True) if base.is_decoder else Pooling("first", False)
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """(rows, tokens, width) and (rows, tokens) → (rows, width) in float32."""
+    if pooling.mode == "mean":
+        weights = mask.unsqueeze(-1).to(torch.float32)
+        pooled = (hidden.float() * weights).sum(1) / weights.sum(1)
+    else:
+        pooled = hidden[:, 0].float()
+    return F.normalize(pooled, dim=1) if pooling.normalize else pooled
+
+
+class PooledClassifier(nn.Module):
+    """``encoder`` → pooling → linear head. The head and the loss are computed in float32 whatever the encoder uses."""
+
+    # The loss is the mean over the rows of one batch; the Trainer divides it by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, encoder: nn.Module, width: int, labels: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.scale = _UNIT_SCALE if pooling.normalize else 1.0
+        self.head = nn.Linear(width, labels)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def start_head(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Begin from a linear classifier that was fitted on the frozen encoder: (labels, width) and (labels,)."""
+        with torch.no_grad():
+            self.head.weight.copy_(weight / self.scale)
+            self.head.bias.copy_(bias)
+
+    def exported_head(self) -> dict[str, torch.Tensor]:
+        """``weight`` and ``bias`` such that logits = embedding @ weight.T + bias."""
+        return {"weight": (self.head.weight * self.scale).detach(), "bias": self.head.bias.detach().clone()}
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return pool(hidden, attention_mask, self.pooling)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        embedded = self.embed(input_ids, attention_mask)
+        with torch.autocast(embedded.device.type, enabled=False):
+            logits = F.linear(embedded, self.head.weight * self.scale, self.head.bias)
+            loss = None if labels is None else F.cross_entropy(logits, labels)
+        return {"logits": logits} if loss is None else {"loss": loss, "logits": logits}
