@@ -69,7 +69,13 @@ def contract_fields(**changes: Any) -> dict[str, Any]:
         "name": "intents",
         "serial": 1,
         "assets": [
-            {"digest": DATA.hex(), "name": "hospital/queries", "owner": "hospital", "terms": TERMS.document(), "use": "data"},
+            {
+                "digest": DATA.hex(),
+                "name": "hospital/queries",
+                "owner": "hospital",
+                "terms": TERMS.document(),
+                "use": "data",
+            },
             {"digest": BASE.hex(), "name": "lab/minilm", "owner": "lab", "terms": TERMS.document(), "use": "base"},
         ],
         "purpose": "tests",
@@ -178,9 +184,7 @@ class Bundle:
             contract=self.contract.digest.hex(),
             job=self.job.digest.hex(),
         )
-        reference = ReferenceValues(
-            frozenset([MEASUREMENT]), frozenset([AGENT]), frozenset([ATTESTER]), {}, "none"
-        )
+        reference = ReferenceValues(frozenset([MEASUREMENT]), frozenset([AGENT]), frozenset([ATTESTER]), {}, "none")
         merged = Claims(**{**vars(claims), **changes})
         secret = party.secret("receipt")
         return result_token(merged, reference, signer=secret, now=NOW, ttl=60, tee_pubkey={})
@@ -228,9 +232,7 @@ class Bundle:
         return {
             "contract": self.contract.envelope.to_bytes().decode(),
             "job": self.job.envelope.to_bytes().decode(),
-            "keys": {
-                p.name: [self.receipt(p, "key.released", resource=f"asset-key/{own[p.name].hex()}")] for p in parties
-            },
+            "keys": {p.name: [self.receipt(p, "key.released", resource=own[p.name].hex())] for p in parties},
             "manifest": manifest.to_bytes().decode(),
             "permits": {p.name: self.permit(p, manifest.digest) for p in parties},
             "tokens": {p.name: self.token(p) for p in parties},

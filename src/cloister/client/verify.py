@@ -1,4 +1,4 @@
-"""``cloister verify``: check a release bundle offline. Numbered as in docs/spec/release.md; raises at the first problem.
+"""``cloister verify``: check a release bundle offline. Numbered as in docs/spec/release.md; raises at a problem.
 
 The release file is a container that anybody could have written. Every statement in it is signed, and the chain of trust
 begins with the cards that the verifier pinned, never with a key that the bundle brings along.
@@ -15,8 +15,19 @@ from typing import Any
 
 from ..attestation import verify_token
 from ..audit import Facts, Receipt, parse_event
-from ..contracts import LEVELS, Card, Contract, Job, Output, Terms, check_signatures, log_origin, read_contract
-from ..contracts import read_job, read_permit
+from ..contracts import (
+    LEVELS,
+    Card,
+    Contract,
+    Job,
+    Output,
+    Terms,
+    check_signatures,
+    log_origin,
+    read_contract,
+    read_job,
+    read_permit,
+)
 from ..crypto import Envelope, parse_canonical, parse_json, unb64url
 from ..errors import Denied, Malformed, Misuse, Untrusted
 from ..fields import Fields
@@ -112,7 +123,7 @@ def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _
                 f"the job was submitted by {job.submitter} under that contract",
                 f"each owner ({owners}) logged its key releases before they happened",
                 f"each owner appraised the workload: measurement {run.measurement[:16]}…, assurance level {run.level}",
-                f"that workload signed the output {output.name}, form {output.form}, for {', '.join(output.recipients)}",
+                f"that workload signed {output.name}, form {output.form}, for {', '.join(output.recipients)}",
                 f"each owner ({owners}) permitted and logged this output",
                 f"all {len(contract.gates)} gates of the contract passed",
             ),
@@ -157,7 +168,7 @@ def _check_keys(keys: dict[str, Any], contract: Contract, job: Job) -> _Run:
             except (KeyError, ValueError):
                 raise Malformed("verify.entry", "A key release in the log lacks a field.") from None
         used = [a for a in contract.assets if a.owner == owner and a.digest in (job.data, job.base)]
-        own = {f"asset-key/{asset.digest.hex()}" for asset in used}
+        own = {asset.digest.hex() for asset in used}
         if not own <= found:
             raise Untrusted(
                 "verify.keys", f"The bundle does not show that {owner} logged the release of its asset's key."
@@ -230,7 +241,7 @@ def _check_manifest(envelope: Envelope, contract: Contract, job: Job, run: _Run)
 def _check_gates(gates: tuple[Any, ...], contract: Contract) -> None:
     passed = {(g.get("metric"), g.get("margin")) for g in gates if isinstance(g, dict) and g.get("passed") is True}
     for gate in contract.gates:
-        if (gate.metric, str(gate.margin)) not in passed:
+        if (gate.metric, f"{gate.margin:f}") not in passed:
             raise Denied("verify.gate", f"The contract's gate on {gate.metric} is not recorded as passed.")
 
 

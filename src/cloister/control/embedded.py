@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 from ..crypto import SigningKey, parse_json
 from ..errors import CloisterError, Malformed, Misuse, Unavailable, error_from_wire
 from ..fields import Fields, party_name
+from ..node.image import build_image
 from ..node.uids import allocate_uid, who_can_traverse
 
 __all__ = ["Supervisor", "main"]
@@ -52,7 +54,7 @@ class Supervisor:
         control = ["--home", str(self._folder("control")), "--listen", self._listen("control")]
         self._spawn("control", "cloister.control", [*control, "--node-key", node_key.public.hex()])
         url = f"http://{self._listen('control')}"
-        node = ["--home", str(self._folder("node")), "--control", url]
+        node = ["--home", str(self._folder("node")), "--control", url, "--image", str(self._image())]
         self._spawn("node", "cloister.node", node, secret=self._state["node_key"])
 
     def start_party(self, name: str, part_of: str | None, passphrase: str, *, create: bool) -> int:
@@ -144,6 +146,12 @@ class Supervisor:
         process.stdin.close()
         self._ready[name] = _await_ready(name, process)
         self._processes[name] = process
+
+    def _image(self) -> Path:
+        """The workload's image, built anew from what is installed: the same files measure the same."""
+        image = self._home / "image"
+        shutil.rmtree(image, ignore_errors=True)
+        return build_image(image)
 
     def _folder(self, relative: str) -> Path:
         folder = self._home / relative

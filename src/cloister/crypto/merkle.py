@@ -6,6 +6,7 @@ keep a node from being passed off as a leaf. Verification follows RFC 9162 §2.1
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import Misuse, Untrusted
@@ -28,7 +29,9 @@ EMPTY_ROOT = sha256(b"")
 
 
 def leaf_hash(leaf: bytes | bytearray | memoryview) -> bytes:
-    return sha256(b"\0" + bytes(leaf))
+    digest = hashlib.sha256(b"\0")  # in two steps: joining would copy a leaf of a megabyte
+    digest.update(leaf)
+    return digest.digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -121,7 +124,8 @@ def consistency_proof(old: int, new: int, subtree: Subtree) -> list[bytes]:
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
     """``leaf`` is a leaf hash. Raises Untrusted unless it stands at ``index`` in the tree of ``size`` with ``root``."""
     bad = Untrusted("merkle.inclusion", "A log entry's inclusion proof does not hold.")
-    if not 0 <= index < size:
+    # Lengths are exact, or an empty "hash" would equal an empty "root" in a tree of one.
+    if not 0 <= index < size or len(leaf) != 32 or len(root) != 32:
         raise bad
     fn, sn, digest = index, size - 1, leaf
     for sibling in proof:
@@ -141,7 +145,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
 def verify_consistency(old: int, new: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes) -> None:
     """Raises Untrusted unless the tree (new, new_root) extends the tree (old, old_root)."""
     bad = Untrusted("merkle.consistency", "Two log heads are not consistent: the log was rewritten or forked.")
-    if not 0 <= old <= new or any(len(p) != 32 for p in proof):
+    if not 0 <= old <= new or any(len(p) != 32 for p in (*proof, old_root, new_root)):
         raise bad
     if old == new or old == 0:
         same = old_root == new_root if old == new else old_root == EMPTY_ROOT

@@ -236,6 +236,8 @@ class StreamReader(io.RawIOBase):
                 rest[:n] = self._segment(segment, length)[skip : skip + n]
             done += n
             self._position += n
+        if self._position >= self.size:
+            self._ring.drain()  # whoever read to the end has the observer's verdict on all that was read
         return done
 
     def _segment(self, segment: int, length: int) -> memoryview:

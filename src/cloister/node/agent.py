@@ -11,7 +11,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,9 @@ from .sandbox import Sandbox
 __all__ = ["Agent", "Launch", "RunSandbox"]
 
 _MAX_LAUNCHES = 4  # the first, and three resumptions after a kill
+_POLL_SECONDS = 0.5
+_KILLED_FROM = 128  # an exit status of 128 + n: ended by signal n
+_KILLED = 137
 _STATE_OF_EXIT = {0: "succeeded", 3: "denied", 4: "denied", 20: "revoked"}
 
 
@@ -46,6 +49,44 @@ class RunSandbox(Protocol):
     """Starts the measured workload; see ``launcher.Launcher``."""
 
     def __call__(self, launch: Launch) -> contextlib.AbstractContextManager[Sandbox]: ...
+
+
+@dataclass(frozen=True)
+class _Ended:
+    state: str
+    error: dict[str, Any] | None
+    timings: dict[str, str]
+
+
+class _Watch:
+    """What the agent learns about a run from its telemetry, before it passes it on."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], str | None]) -> None:
+        self._tell = tell
+        self._marks: list[tuple[str, float]] = []
+        self.admitted = self.cancelled = False
+        self.error: dict[str, Any] | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "state":
+            self._marks.append((event["code"], time.monotonic()))
+            self.admitted = self.admitted or event["code"] == "keys"
+            self.error = event.get("error", self.error)
+        if self._tell(event) == "cancelled":
+            self.cancelled = True
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        self._marks.append((name, time.monotonic()))
+        yield
+
+    def timings(self) -> dict[str, str]:
+        """Seconds from each state to the next, as decimal text; ``attest`` is from the launch to the keys."""
+        out: dict[str, float] = {}
+        for (name, start), (_, end) in zip(self._marks, [*self._marks[1:], ("", time.monotonic())], strict=True):
+            name = {"launched": "attest", "relaunched": "attest"}.get(name, name)
+            out[name] = out.get(name, 0.0) + end - start
+        return {name: f"{seconds:.3f}" for name, seconds in out.items()}
 
 
 class Agent:
@@ -72,65 +113,64 @@ class Agent:
         """One claimed job, from download to upload. Whatever goes wrong ends as the job's state, with its reason."""
         contract = read_contract(Envelope.from_bytes(claim["contract"].encode()))
         job = read_job(Envelope.from_bytes(claim["job"].encode()), contract)
-        digest = job.digest.hex()
         try:
-            state, error = self._execute(contract, job, claim["directory"])
+            ended = self._execute(contract, job, claim["directory"])
         except CloisterError as fault:
-            state, error = "failed", fault.to_wire()
-        self._control.post(f"/v1/node/jobs/{digest}/state", {"state": state, **({"error": error} if error else {})})
+            ended = _Ended("failed", fault.to_wire(), {})
+        body: dict[str, Any] = {"state": ended.state, "timings": ended.timings}
+        if ended.error is not None:
+            body["error"] = ended.error
+        self._control.post(f"/v1/node/jobs/{job.digest.hex()}/state", body)
 
-    def _execute(self, contract: Contract, job: Job, directory: dict[str, Any]) -> tuple[str, Any]:
+    def _execute(self, contract: Contract, job: Job, directory: dict[str, Any]) -> _Ended:
         folder = self._jobs / job.digest.hex()
         (folder / "out" / "checkpoints").mkdir(parents=True, exist_ok=True)
         for digest in (job.data, job.base):
             self._control.download(digest.hex(), self._cache)
-        last: dict[str, Any] = {}
-
-        def on_event(event: dict[str, Any]) -> None:
-            if event.get("kind") == "state" and event.get("code") == "failed":
-                last["error"] = event.get("error")
-            self._control.post(f"/v1/node/jobs/{job.digest.hex()}/events", {"events": [event]})
-
-        code = self._launch_until_done(contract, job, folder, directory, on_event)
+        watch = _Watch(lambda event: self._tell(job, event))
+        code = self._launch_until_done(contract, job, folder, directory, watch)
         if code == 0:
-            self._hand_over(job, folder)
+            with watch.measure("upload"):
+                self._hand_over(job, folder)
             shutil.rmtree(folder)
-            return "succeeded", None
-        return _STATE_OF_EXIT.get(code, "failed"), last.get("error")
+        state = "cancelled" if watch.cancelled else _STATE_OF_EXIT.get(code, "failed")
+        return _Ended(state, watch.error, watch.timings())
+
+    def _tell(self, job: Job, event: dict[str, Any]) -> str | None:
+        """Pass an event on; the answer says whether to stop. A control plane that is away is no reason to."""
+        try:
+            answer = self._control.post(f"/v1/node/jobs/{job.digest.hex()}/events", {"events": [event]})
+        except Unavailable:
+            return None
+        return str(answer.get("stop"))
 
     def _launch_until_done(
-        self,
-        contract: Contract,
-        job: Job,
-        folder: Path,
-        directory: dict[str, Any],
-        on_event: Callable[[dict[str, Any]], None],
+        self, contract: Contract, job: Job, folder: Path, directory: dict[str, Any], watch: _Watch
     ) -> int:
         """A workload that was killed is started again and resumes; one that ended by itself is not."""
-        code, admitted = 137, False
-
-        def watch(event: dict[str, Any]) -> None:
-            nonlocal admitted
-            # Before any key came, there is nothing to resume: brokers know no such run yet.
-            admitted = admitted or event == {"code": "keys", "kind": "state"}
-            on_event(event)
-
+        code = _KILLED
         for attempt in range(_MAX_LAUNCHES):
             launch = Launch(
                 contract=contract,
                 job=job,
                 instance=secrets.token_bytes(16),
-                purpose="resume" if admitted else "release",
+                # Before any key came there is nothing to resume: brokers know no such run yet.
+                purpose="resume" if watch.admitted else "release",
                 folder=folder,
                 assets={d.hex(): self._cache / d.hex() for d in (job.data, job.base)},
-                directory={name: _address(entry["address"]) for name, entry in directory.items()},
+                directory={
+                    name: _address(directory[name]["address"]) for name in contract.parties if name in directory
+                },
                 on_event=watch,
             )
-            on_event({"kind": "state", "code": "launched" if attempt == 0 else "relaunched"})
+            watch({"kind": "state", "code": "launched" if attempt == 0 else "relaunched"})
             with self._run(launch) as sandbox:
-                code = sandbox.wait()
-            if 0 <= code < 128:
-                return code
+                while (ended := sandbox.wait(_POLL_SECONDS)) is None:
+                    if watch.cancelled:
+                        return sandbox.kill()
+                code = ended
+            if code < _KILLED_FROM:
+                break
         return code
 
     def _hand_over(self, job: Job, folder: Path) -> None:

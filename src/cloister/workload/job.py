@@ -57,7 +57,6 @@ def run_job(place: Place) -> None:
         got = acquire_keys(run, purpose=order.purpose)
         telemetry.state("keys")
         with _leases(run, got, telemetry) as lease, _assets(order, got) as assets:
-            telemetry.state("prepare")
             outcome = train_and_evaluate(
                 Inputs(run.job.recipe, assets[run.job.data], assets[run.job.base], run.contract.gates),
                 sink=_checkpoints(place, run, got),
@@ -148,7 +147,7 @@ def _require_gates(outcome: Outcome, telemetry: Telemetry) -> None:
 
 def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome) -> None:
     release = OutputRelease(run, place.out, lambda owner, manifest: _ask_permit(run, owner, manifest))
-    measurement = _fact(got, run, "measurement")
+    measurement = _fact(got, "measurement")
     gates = [{name: gate[name] for name in ("metric", "margin", "base", "tuned", "passed")} for gate in outcome.gates]
     facts = CardFacts(
         evaluation=outcome.evaluation,
@@ -156,7 +155,7 @@ def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome) -> 
         terms=release.terms(),
         usage=outcome.usage,
         measurement=measurement,
-        assurance=_fact(got, run, "level"),
+        assurance=_fact(got, "level"),
     )
     files = {
         **outcome.files,
@@ -167,7 +166,7 @@ def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome) -> 
     release.release({**files, "provenance.dsse.json": statement.to_bytes()}, gates, got.released, got.tokens)
 
 
-def _fact(got: Acquired, run: RunContext, name: str) -> str:
+def _fact(got: Acquired, name: str) -> str:
     """What the owners' logs say about this very run: all of them the same, or nothing leaves."""
     found = {str(parse_event(k.receipt.leaf).details.get(name)) for keys in got.released.values() for k in keys}
     if len(found) != 1:
@@ -182,4 +181,3 @@ def _ask_permit(run: RunContext, owner: str, manifest: str) -> dict[str, Any]:
         return {"permit": f.text("permit", limit=1 << 20), "receipt": f.raw("receipt")}
     finally:
         client.close()
-

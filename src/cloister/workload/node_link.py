@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from pathlib import Path
 from typing import Any
 
 from ..crypto import parse_json
-from ..errors import Unavailable, error_from_wire
+from ..errors import CloisterError, Unavailable, error_from_wire
 
 __all__ = ["NodeLink"]
 
@@ -34,12 +35,10 @@ class NodeLink:
         return answer
 
     def telemetry(self, event: dict[str, Any]) -> None:
-        """Hand an already filtered event to the operator. A node that doesn't listen can't stop the job."""
-        try:
+        """Hand an already filtered event to the operator. A node that refuses or doesn't listen can't stop the job."""
+        with contextlib.suppress(CloisterError):
             sock, _ = self._ask({"op": "telemetry", "event": event})
-        except Unavailable:
-            return
-        sock.close()
+            sock.close()
 
     def _ask(self, request: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -26,7 +26,9 @@ class Telemetry:
     def report(self, stage: str, step: int, total: int, values: Mapping[str, str]) -> None:
         """Progress of ``stage``. At most ``_POINTS`` events a stage, at fixed fractions of ``total``."""
         slot = step * _POINTS // max(total, 1)
-        if self._last.get(stage) == slot:
+        if stage not in self._last:
+            self.state(stage)
+        elif self._last[stage] == slot:
             return
         self._last[stage] = slot
         kept = {name: _quantize(value) for name, value in values.items() if name in self._allowed}

@@ -1,1 +1,27 @@
-"""…"""
+"""Fine-tuning in memory, without keys, paths or network. Callers give bytes and ports, and get bytes.
+
+The tour: ``base_model`` (a model folder from readers; what could execute is refused; ``tensors``, ``build``,
+``architectures`` serve it), ``tokenize`` and ``batching`` (rows), ``heads`` and ``adapters`` (what is trained),
+``trainer`` with ``state`` (the loop, sealed checkpoints), ``engine`` with ``classify``, ``generate`` and ``run``
+(one whole run), ``export`` and ``usage`` (what leaves). ``ports`` are what it needs from outside.
+"""
+
+from .base_model import BaseModel, load_base
+from .engine import run_training
+from .export import export_files
+from .ports import CheckpointSink, Lease, Progress
+from .run import Timings, TrainingResult
+from .usage import usage_snippet
+
+__all__ = [
+    "BaseModel",
+    "CheckpointSink",
+    "Lease",
+    "Progress",
+    "Timings",
+    "TrainingResult",
+    "export_files",
+    "load_base",
+    "run_training",
+    "usage_snippet",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -34,11 +35,8 @@ def lora_targets(model: nn.Module) -> list[str]:
     return sorted(found)
 
 
-def add_lora(model: nn.Module, settings: LoraSettings, base_name: str, *, causal: bool) -> Any:
-    """A PEFT model around ``model`` with only the LoRA weights trainable. Misuse for a target that doesn't exist.
-
-    ``base_name`` is what the exported adapter says it belongs to: the asset's name, never a path of this machine.
-    """
+def add_lora(model: nn.Module, settings: LoraSettings, *, causal: bool) -> Any:
+    """A PEFT model around ``model`` with only the LoRA weights trainable. Misuse for a target that doesn't exist."""
     names = [name for name, module in model.named_modules() if isinstance(module, _LINEAR)]
     targets = list(settings.targets) if settings.targets is not None else lora_targets(model)
     for target in targets:
@@ -52,12 +50,15 @@ def add_lora(model: nn.Module, settings: LoraSettings, base_name: str, *, causal
         use_rslora=settings.rslora,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type=TaskType.CAUSAL_LM if causal else TaskType.FEATURE_EXTRACTION,
-        base_model_name_or_path=base_name,
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # This PEFT asks transformers for a property by its older name, which only warns.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def lora_state(model: Any) -> dict[str, torch.Tensor]:
     """The adapter's tensors under the names that PEFT's loader expects."""
-    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model)
+    # Left to itself, PEFT would look the base's embedding size up on a model hub.
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return state

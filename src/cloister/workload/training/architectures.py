@@ -65,10 +65,13 @@ def refuse_machinery(value: Any, name: str, depth: int = 0) -> None:
         for key, item in value.items():
             if key in _CODE and item:
                 raise Malformed(
-                    "model.code", f"The base model's {name} asks for custom code ('{key}'), which never runs here; remove it."
+                    "model.code",
+                    f"The base model's {name} asks for custom code ('{key}'), which never runs here; remove it.",
                 )
             if key in _REFUSED and item is not None:
-                raise Malformed("model.config", f"The base model's {name} sets '{key}', which isn't supported; remove it.")
+                raise Malformed(
+                    "model.config", f"The base model's {name} sets '{key}', which isn't supported; remove it."
+                )
             refuse_machinery(item, name, depth + 1)
     elif isinstance(value, list):
         for item in value:

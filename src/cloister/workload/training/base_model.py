@@ -166,7 +166,9 @@ def _tokenizer(files: Mapping[str, BinaryIO]) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
     except Exception:  # noqa: BLE001 - the library raises plain Exception for every kind of broken tokenizer
-        raise Malformed("model.tokenizer", "The model's tokenizer.json can't be read; seal the published file.") from None
+        raise Malformed(
+            "model.tokenizer", "The model's tokenizer.json can't be read; seal the published file."
+        ) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -51,7 +51,9 @@ def epoch_order(lengths: Sequence[int], batch: int, seed: int, epoch: int) -> li
     A pure function of its arguments: a resumed run sees the rows in the order of the uninterrupted one without any
     generator's state. A last batch that isn't full stays last, so that the batches keep their borders.
     """
-    generator = torch.Generator().manual_seed(int.from_bytes(sha256(frame("cloister/order/v1", seed, epoch))[:6], "big"))
+    generator = torch.Generator().manual_seed(
+        int.from_bytes(sha256(frame("cloister/order/v1", seed, epoch))[:6], "big")
+    )
     shuffled: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
     span = batch * _MEGABATCH
     batches: list[list[int]] = []

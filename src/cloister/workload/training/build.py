@@ -54,7 +54,7 @@ def build(config: dict[str, Any], weights: dict[str, torch.Tensor], highest_toke
     if highest_token >= rows:
         raise Malformed(
             "model.vocabulary",
-            f"The tokenizer gives ids up to {highest_token} but the model has {rows} embeddings; seal those that belong together.",
+            f"The tokenizer gives ids up to {highest_token} but the model has {rows} embeddings; seal matching ones.",
         )
     checked: nn.Module = model.eval()
     return checked

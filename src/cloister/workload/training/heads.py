@@ -13,9 +13,9 @@ from .base_model import BaseModel
 
 __all__ = ["PooledClassifier", "Pooling", "choose_pooling", "pool"]
 
-# Logits of a linear layer on unit vectors are bounded by its weights' norm. This factor lets weights of ordinary size, and
-# so ordinary learning rates, give confident answers. It is multiplied into the weights that are exported.
-_UNIT_SCALE = 20.0
+# Logits of a linear layer on unit vectors are bounded by its weights' norm. This factor lets weights of ordinary size,
+# and so ordinary learning rates, give confident answers. It is multiplied into the weights that are exported.
+_UNIT_SCALE = 10.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ class CheckpointSink(Protocol):
     """Where checkpoints go and come from. Not protected here: whoever implements it seals, binds and orders them."""
 
     def save(self, step: int, blobs: Mapping[str, bytes]) -> None:
-        """Keep the blobs of ``step`` (counted from 1). Returns only when they would survive the process; raises if not."""
+        """Keep the blobs of ``step`` (from 1). Returns only when they would survive the process; raises if not."""
 
     def latest(self) -> tuple[int, Mapping[str, bytes]] | None:
         """The newest checkpoint that this run may resume, authenticated, or None for a fresh start."""

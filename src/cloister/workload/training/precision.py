@@ -1,7 +1,8 @@
 """bfloat16 where it pays, float32 where it matters.
 
-On CPUs with AMX, and on GPUs, matrix products in bfloat16 are several times faster. Everything that is small and delicate
-stays float32: trainable weights, optimizer, head, loss. Results are always evaluated in float32, as recipients open them.
+On CPUs with AMX, and on GPUs, matrix products in bfloat16 are several times faster. Everything that is small and
+delicate stays float32: trainable weights, optimizer, head, loss. Results are always evaluated in float32, as
+recipients open them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def use_bf16(precision: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_amx_tile_supported())
 
 
@@ -39,7 +40,7 @@ def training_precision(model: nn.Module, enabled: bool) -> Iterator[None]:
     Autocast would round the same weights to the same bfloat16 values at every step; doing it once saves a quarter of a
     step. Full fine-tuning has no frozen layers, and nothing happens.
     """
-    frozen = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.requires_grad] if enabled else []
+    frozen = _frozen_linears(model) if enabled else []
     kept = [(m, m.weight.data, None if m.bias is None else m.bias.data) for m in frozen]
     on_cpu = next(model.parameters()).device.type == "cpu"
     casting = [disable_input_dtype_casting(m) for m in model.modules() if isinstance(m, PeftModel)] if enabled else []
@@ -57,6 +58,13 @@ def training_precision(model: nn.Module, enabled: bool) -> Iterator[None]:
                 module.bias.data = bias
 
 
+def _frozen_linears(model: nn.Module) -> list[nn.Linear]:
+    # A language head often shares its weight with the embedding, whose sums must stay float32.
+    shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in shared]
+    return [m for m in linears if not m.weight.requires_grad]
+
+
 @contextmanager
 def _all(managers: list[AbstractContextManager[Any]]) -> Iterator[None]:
     if not managers:
@@ -68,8 +76,8 @@ def _all(managers: list[AbstractContextManager[Any]]) -> Iterator[None]:
 
 @contextmanager
 def _float_attention(enabled: bool) -> Iterator[None]:
-    """torch's CPU kernel for the backward of bfloat16 attention is 20 times slower than its float32 one (52 against 2.5 ms
-    a layer on MiniLM), which ate all that bfloat16 gained. So only the attention product runs in float32."""
+    """torch's CPU kernel for the backward of bfloat16 attention is 20 times slower than its float32 one (52 against
+    2.5 ms a layer on MiniLM), which ate all that bfloat16 gained. So only the attention product runs in float32."""
     if not enabled:
         yield
         return

@@ -1,6 +1,6 @@
 """A training state as bytes and back, without pickle: safetensors for arrays, canonical JSON for the rest.
 
-Floats go as their exact hexadecimal text (C99 %a, ``float.hex``), so that what is resumed is bit for bit what was stopped.
+Floats go as their exact hexadecimal text (C99 %a, ``float.hex``): what is resumed is bit for bit what was stopped.
 """
 
 from __future__ import annotations
@@ -56,9 +56,14 @@ def unpack(value: Any) -> Any:
 
 
 def collect(
-    model: nn.Module, optimizer: Any, scheduler: Any, *, step: int, identity: Mapping[str, str], extra: Mapping[str, Any]
+    model: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    *,
+    step: int,
+    identity: Mapping[str, str],
 ) -> dict[str, bytes]:
-    """The blobs of one checkpoint. ``identity`` names what the run is; ``extra`` is plain state beside the optimizer's."""
+    """The blobs of one checkpoint. ``identity`` names what the run is, for ``read_header`` to compare."""
     inner = optimizer.state_dict()
     arrays: dict[str, torch.Tensor] = {}
     plain: list[list[Any]] = []
@@ -77,9 +82,8 @@ def collect(
         "plain": plain,
         "scheduler": pack(scheduler.state_dict()),
         "generators": pack(generator_state),
-        "extra": pack(dict(extra)),
     }
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return {
         "model.safetensors": write_tensors(trainable),
         "optimizer.safetensors": write_tensors(arrays),
@@ -89,7 +93,7 @@ def collect(
 
 
 def read_header(step: int, blobs: Mapping[str, bytes], identity: Mapping[str, str]) -> dict[str, Any]:
-    """The checked ``state.json``. Denied (``resume.differs``) if the checkpoint belongs to another recipe, base or data."""
+    """The checked ``state.json``. Denied (``resume.differs``) if it is of another recipe, base or dataset."""
     if set(blobs) != _FILES:
         raise Malformed("checkpoint.files", "The checkpoint lacks a part or has one too many; start the run afresh.")
     header = parse_canonical(blobs["state.json"])
@@ -97,7 +101,8 @@ def read_header(step: int, blobs: Mapping[str, bytes], identity: Mapping[str, st
         raise Malformed("checkpoint.state", "The checkpoint's state is not of the known form.")
     if header.get("identity") != dict(identity):
         raise Denied(
-            "resume.differs", "The checkpoint is of another recipe, base or dataset; resume with the same or start afresh."
+            "resume.differs",
+            "The checkpoint is of another recipe, base or dataset; resume with the same or start afresh.",
         )
     return header
 
@@ -148,7 +153,7 @@ def restore_generators(header: Mapping[str, Any], blobs: Mapping[str, bytes]) ->
     random.setstate((version, tuple(arrays["python"].tolist()), gauss))
     position, has_gauss, cached = plain["numpy"]
     key = arrays["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", key, position, has_gauss, cached))  # type: ignore[arg-type]
+    np.random.set_state(("MT19937", key, position, has_gauss, cached))
     torch.set_rng_state(arrays["torch"])
     if "cuda" in arrays and torch.cuda.is_available():
         torch.cuda.set_rng_state(arrays["cuda"])

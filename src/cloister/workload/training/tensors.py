@@ -46,7 +46,8 @@ def read_tensors(name: str, stream: BinaryIO, size: int) -> dict[str, torch.Tens
 
 def write_tensors(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """The tensors as one safetensors file. Views and device tensors are made plain first; names are sorted inside."""
-    return _save({k: v.detach().to("cpu").contiguous() for k, v in sorted(tensors.items())}, metadata)
+    plain = {k: v.detach().to("cpu").contiguous() for k, v in sorted(tensors.items())}
+    return bytes(_save(plain, metadata))
 
 
 def _bad(name: str, why: str) -> Malformed:
@@ -99,7 +100,7 @@ def _naturals(value: Any, limit: int) -> bool:
 
 
 def _fill(name: str, stream: BinaryIO, tensor: torch.Tensor) -> None:
-    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
     while view:
         chunk = stream.read(min(len(view), 1 << 24))
         if not chunk:

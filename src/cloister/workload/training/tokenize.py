@@ -27,7 +27,9 @@ def encode_labelled(tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence
     finally:
         tokenizer.no_truncation()
     if any(not row.ids for row in rows):
-        raise Misuse("data.blank", "Some rows have an empty text and the tokenizer adds nothing to it; drop these rows.")
+        raise Misuse(
+            "data.blank", "Some rows have an empty text and the tokenizer adds nothing to it; drop these rows."
+        )
     return rows
 
 
@@ -37,14 +39,16 @@ def encode_completions(
     prompts: Sequence[str] | None,
     completions: Sequence[str],
     max_length: int,
+    *,
+    ended: bool = True,
 ) -> list[Row]:
-    """Rows for generation: begin token, prompt, completion, end token; ``target`` counts what stands before the completion.
+    """Rows for generation: begin token, prompt, completion, end token if ``ended``; ``target`` counts what comes first.
 
     Where a row is too long, the prompt loses its beginning first, then the completion its end (and its end token).
     Misuse if a completion is empty or too short to hold a token that can be predicted from one before it.
     """
     head = [] if tokens.begin is None else [tokens.begin]
-    tail = [] if tokens.end is None else [tokens.end]
+    tail = [tokens.end] if ended and tokens.end is not None else []
     given = [""] * len(completions) if prompts is None else prompts
     starts = _encode(tokenizer, given, False)
     wholes = _encode(tokenizer, [p + c for p, c in zip(given, completions, strict=True)], False)
@@ -53,8 +57,8 @@ def encode_completions(
     for start, whole, own, text in zip(starts, wholes, alone, completions, strict=True):
         if not text:
             raise Misuse("data.blank", "Some rows have an empty completion; drop these rows.")
-        # At inference the prompt is tokenized alone and the model goes on from there. So the completion's tokens are what
-        # follows the prompt's in the joint text; where the border merges into one token, they are tokenized apart.
+        # At inference the prompt is tokenized alone and the model goes on from there. So the completion's tokens are
+        # what follows the prompt's in the joint text; where the border merges into one token, both are taken apart.
         completion = whole[len(start) :] if whole[: len(start)] == start else own
         rows.append(_fit(head, start, [*completion, *tail], max_length))
     if any(len(row.ids) <= max(row.target, 1) for row in rows):

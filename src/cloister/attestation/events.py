@@ -1,0 +1,170 @@
+"""The node's event log: how PCR 15 got its value, with only the asking sandbox's own entry opened.
+
+Each event is a salted canonical JSON object; PCR 15 := SHA-256(PCR ‖ SHA-256(event)) in order, from 32 zero
+bytes. The first event names the measured node agent, every other one a launched sandbox. Whoever gets the
+log can replay all digests but read only the two opened events: the salt (16 random bytes) keeps the others,
+which belong to other parties' jobs, from being guessed.
+
+The list's ``kind`` words of closed events aren't measured; only opened events are believed, by their digest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..crypto import canonical_json, parse_canonical, random_bytes, sha256
+from ..errors import Denied, Malformed, Misuse, Unavailable, Untrusted
+from .models import MAX_EVENTS, MAX_EVIDENCE
+
+__all__ = ["PCR_START", "Journal", "OpenedLog", "event_digest", "extend_pcr", "open_log", "replay"]
+
+PCR_START = bytes(32)
+_AGENT = {"kind": 0, "salt": 32, "measurement": 64}
+_LAUNCH = {"kind": 0, "salt": 32, "instance": 32, "measurement": 64, "contract": 64, "job": 64}
+_HEX = re.compile(r"[0-9a-f]*")
+
+
+def event_digest(event: dict[str, str]) -> bytes:
+    """SHA-256 of the event's canonical JSON, 32 bytes."""
+    return sha256(canonical_json(event))
+
+
+def extend_pcr(pcr: bytes, digest: bytes) -> bytes:
+    """TPM 2.0 Library Part 1 §11.4.7: the new value of a SHA-256 PCR."""
+    return sha256(pcr + digest)
+
+
+def replay(digests: Iterable[bytes]) -> bytes:
+    """The value that PCR 15 must have after exactly these events, in this order."""
+    pcr = PCR_START
+    for digest in digests:
+        pcr = extend_pcr(pcr, digest)
+    return pcr
+
+
+@dataclass(frozen=True)
+class OpenedLog:
+    """A log whose opened events are in it. It is authentic only once ``replay(digests)`` equals a quoted PCR 15."""
+
+    digests: tuple[bytes, ...]
+    agent: dict[str, str]
+    launch: dict[str, str]
+
+
+def open_log(additional: str) -> OpenedLog:
+    """Parse additional evidence strictly. Raises Malformed for its form, Untrusted if an opened event isn't in it."""
+    body = parse_canonical(additional.encode(), limit=MAX_EVIDENCE)
+    cloister = _fields(_fields(body, {"cloister"})["cloister"], {"events", "agent", "launch"})
+    kinds, digests = _parse_list(cloister["events"])
+    agent = _parse_event(cloister["agent"], "agent", _AGENT)
+    launch = _parse_event(cloister["launch"], "launch", _LAUNCH)
+    if kinds[0] != "agent" or "agent" in kinds[1:]:
+        raise Untrusted("evidence.agent-first", "The event log does not begin with the node agent, and only there.")
+    if len(set(digests)) != len(digests):
+        raise Untrusted("evidence.event-twice", "The event log has the same event twice.")
+    if event_digest(agent) != digests[0]:
+        raise Untrusted("evidence.agent", "The opened agent event is not the first of the event log.")
+    if event_digest(launch) not in digests[1:]:
+        raise Untrusted("evidence.launch", "The opened launch event is not in the event log.")
+    return OpenedLog(digests, agent, launch)
+
+
+def _bad() -> Malformed:
+    return Malformed("evidence.events", "The event log of the evidence is not of the expected form.")
+
+
+def _fields(value: Any, names: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != names:
+        raise _bad()
+    return value
+
+
+def _parse_list(events: Any) -> tuple[list[str], tuple[bytes, ...]]:
+    if not isinstance(events, list) or not 2 <= len(events) <= MAX_EVENTS:
+        raise Malformed("evidence.event-count", f"The event log must have 2 to {MAX_EVENTS} events.")
+    kinds: list[str] = []
+    digests: list[bytes] = []
+    for event in events:
+        _fields(event, {"digest", "kind"})
+        if event["kind"] not in ("agent", "launch"):
+            raise _bad()
+        kinds.append(event["kind"])
+        digests.append(bytes.fromhex(_hex(event["digest"], 64)))
+    return kinds, tuple(digests)
+
+
+def _parse_event(value: Any, kind: str, sizes: dict[str, int]) -> dict[str, str]:
+    event = _fields(value, set(sizes))
+    if event["kind"] != kind:
+        raise _bad()
+    return {name: kind if name == "kind" else _hex(event[name], size) for name, size in sizes.items()}
+
+
+def _hex(value: Any, digits: int) -> str:
+    if not isinstance(value, str) or len(value) != digits or not _HEX.fullmatch(value):
+        raise _bad()
+    return value
+
+
+class Journal:
+    """The node's own copy of the log, with the opened event of every sandbox that is running.
+
+    Not thread-safe: the attester that owns it holds a lock. ``prepare`` and ``commit`` are apart so that the
+    hardware is extended in between; an event that the hardware refused is never listed.
+    """
+
+    def __init__(self, agent_measurement: bytes) -> None:
+        self._agent = {"kind": "agent", "salt": random_bytes(16).hex(), "measurement": _exact(agent_measurement, 32)}
+        self._digests = [event_digest(self._agent)]
+        self._running: dict[str, dict[str, str]] = {}
+        self._seen: set[str] = set()
+
+    @property
+    def agent_digest(self) -> bytes:
+        """What must be extended first, before anything is launched."""
+        return self._digests[0]
+
+    def prepare(self, instance: bytes, measurement: bytes, contract: bytes, job: bytes) -> dict[str, str]:
+        """The launch event for a new sandbox. Raises Misuse for a wrong size, Denied for an instance id that was
+        used before, Unavailable when the log is full."""
+        event = {
+            "kind": "launch",
+            "salt": random_bytes(16).hex(),
+            "instance": _exact(instance, 16),
+            "measurement": _exact(measurement, 32),
+            "contract": _exact(contract, 32),
+            "job": _exact(job, 32),
+        }
+        if event["instance"] in self._seen:
+            raise Denied("attester.instance-used", "This instance id was launched before; draw a new one.")
+        if len(self._digests) >= MAX_EVENTS:
+            raise Unavailable("attester.log-full", "The event log is full; drain this node and restart its agent.")
+        return event
+
+    def commit(self, event: dict[str, str]) -> None:
+        """The hardware holds the event now."""
+        self._digests.append(event_digest(event))
+        self._running[event["instance"]] = event
+        self._seen.add(event["instance"])
+
+    def retire(self, instance: bytes) -> None:
+        """No more evidence for this sandbox."""
+        self._running.pop(instance.hex(), None)
+
+    def additional(self, instance: bytes) -> str:
+        """The additional evidence for one running sandbox; Denied for any other."""
+        launch = self._running.get(instance.hex())
+        if launch is None:
+            raise Denied("attester.instance", "No sandbox with this instance id is running on this node.")
+        kinds = ["agent"] + ["launch"] * (len(self._digests) - 1)
+        events = [{"digest": d.hex(), "kind": k} for d, k in zip(self._digests, kinds, strict=True)]
+        return canonical_json({"cloister": {"agent": self._agent, "events": events, "launch": launch}}).decode()
+
+
+def _exact(value: bytes, size: int) -> str:
+    if not isinstance(value, bytes) or len(value) != size:
+        raise Misuse("attester.size", f"A value for the event log must have exactly {size} bytes.")
+    return value.hex()

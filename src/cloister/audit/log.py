@@ -1,0 +1,288 @@
+"""The append-only audit log of one organization: what is appended is durable and under a signed head, or refused.
+
+Many threads may append at once. They share commits: the first one that finds no commit under way leads and takes
+everything that waits; the others sleep until their entries are settled. One commit syncs the journal, stores what
+became full, signs the new head over durable entries only, stores it, and only then lets the waiting return.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ..crypto import SigningKey
+from ..crypto.merkle import leaf_hash
+from ..errors import Misuse, Unavailable, Untrusted
+from .checkpoint import Checkpoint, sign_checkpoint
+from .files import make_folders, writing
+from .growth import Growth, extend
+from .limits import LIMITS
+from .receipt import Receipt
+from .recovery import recover
+from .storage import LogFolder
+from .tiles import WIDTH, Edge, TreeReader, encode_bundle, parse_resource
+
+__all__ = ["AuditLog"]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One immutable state of the log. Readers take it once and are never disturbed by commits."""
+
+    tail: tuple[bytes, ...]
+    size: int
+    note: str
+    tree: TreeReader
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """Entries that one caller waits for. ``first`` is set when they are committed, ``failed`` when they can't be."""
+
+    entries: tuple[bytes, ...]
+    first: int = -1
+    failed: bool = False
+
+
+class AuditLog:
+    """Use ``create`` once, ``open`` from then on, and close it (it is a context manager)."""
+
+    def __init__(self, folder: LogFolder, origin: str, signer: SigningKey, growth: Growth) -> None:
+        """Private: ``create`` and ``open`` have checked and stored what is passed here."""
+        self._folder = folder
+        self._origin = origin
+        self._signer = signer
+        self._edge: Edge = growth.edge
+        self._changed = threading.Condition()
+        self._queue: list[_Ticket] = []
+        self._busy = False
+        self._refusal: str | None = None
+        self._head = self._sign_and_store(growth)
+
+    @classmethod
+    def create(cls, folder: Path, *, origin: str, signer: SigningKey) -> AuditLog:
+        """A new, empty log in ``folder``, which is made if needed. Misuse("log.exists") if one is there already."""
+        with writing():
+            make_folders(folder.absolute(), Path(folder.absolute().anchor))
+        place = LogFolder.locked(folder)
+        try:
+            if not place.is_pristine():
+                raise Misuse("log.exists", "There is an audit log in that folder already; open it instead.")
+            place.prepare()
+            place.new_journal(0, ())
+            return cls(place, origin, signer, extend(Edge(), (), ()))
+        except BaseException:
+            place.close()
+            raise
+
+    @classmethod
+    def open(cls, folder: Path, *, origin: str, signer: SigningKey) -> AuditLog:
+        """Open and, after a crash, recover. Reads a bounded amount, however long the log is.
+
+        Raises Misuse("log.absent"), Unavailable("audit.locked" or "audit.unwritable"), and Untrusted where the disk
+        does not hold what was signed (``log.truncated``, ``log.rollback``, ``log.root``, ``note.*``, …).
+        """
+        place = LogFolder.existing(folder)
+        try:
+            found = recover(place, origin, signer.public)
+            place.prepare()
+            # What was read may be in the page cache only (a sync may have failed before), so it is written anew.
+            place.new_journal(found.base, found.entries)
+            log = cls(place, origin, signer, found.growth)
+            place.find_stale(found.base, found.growth.edge)
+            place.tidy()
+            return log
+        except BaseException:
+            place.close()
+            raise
+
+    # Appending.
+
+    def append(self, entry: bytes) -> Receipt:
+        """Blocks until the entry is durable and a stored, signed head covers it; the receipt proves that.
+
+        Raises Misuse for an entry that is empty or over 65,535 bytes, and Unavailable("audit.unwritable") when it
+        can't be written: then nothing more is accepted until the log is opened again, and whether this entry is in
+        the log is only known then.
+        """
+        return self.receipt(self.append_many([entry])[0])
+
+    def append_many(self, entries: Sequence[bytes]) -> range:
+        """The same for up to 4096 entries of 16 MiB in sum at once; returns their indexes, which are contiguous."""
+        ticket = _Ticket(tuple(bytes(entry) for entry in entries))
+        _check(ticket.entries)
+        with self._changed:
+            self._refuse_if_broken()
+            self._queue.append(ticket)
+            while ticket.first < 0 and not ticket.failed:
+                if self._busy:
+                    self._changed.wait()
+                else:
+                    self._lead()
+            if ticket.failed:
+                self._refuse_if_broken()
+        return range(ticket.first, ticket.first + len(ticket.entries))
+
+    def _lead(self) -> None:
+        """Commit what waits. Called with the lock, gives it up while the disk works, has it again at the end."""
+        self._busy = True
+        batch = self._take_batch()
+        self._changed.release()
+        try:
+            self._commit(tuple(entry for ticket in batch for entry in ticket.entries))
+        except BaseException:
+            self._changed.acquire()
+            # Whatever went wrong, disk and memory may disagree now: never go on as if all were well.
+            self._refusal = "audit.unwritable"
+            for ticket in (*batch, *self._queue):
+                ticket.failed = True
+            self._queue.clear()
+            raise
+        else:
+            self._changed.acquire()
+            first = self._edge.size
+            for ticket in reversed(batch):
+                first -= len(ticket.entries)
+                ticket.first = first
+        finally:
+            self._busy = False
+            self._changed.notify_all()
+
+    def _take_batch(self) -> list[_Ticket]:
+        """From the front of the queue, within the limits of a batch; at least one ticket."""
+        entries = size = count = 0
+        for ticket in self._queue:
+            entries += len(ticket.entries)
+            size += sum(map(len, ticket.entries))
+            if count and (entries > LIMITS.batch_entries or size > LIMITS.batch_bytes):
+                break
+            count += 1
+        batch, self._queue = self._queue[:count], self._queue[count:]
+        return batch
+
+    def _commit(self, entries: tuple[bytes, ...]) -> None:
+        """Only one thread is ever in here (``_busy``)."""
+        head = self._head
+        self._folder.tidy()
+        if self._folder.journal.count >= WIDTH:
+            # Full bundles and a stored head cover these entries, so the journal may drop them.
+            self._folder.new_journal(head.size - len(head.tail), head.tail)
+        self._folder.journal.append(entries)
+        growth = extend(self._edge, head.tail, entries)
+        self._head = self._sign_and_store(growth)
+        self._edge = growth.edge
+
+    def _sign_and_store(self, growth: Growth) -> _Head:
+        """The entries are durable in the journal: store what derives from them, then sign, then store the head."""
+        self._folder.store_full(growth.tiles, growth.bundles)
+        self._folder.store_partials(growth.edge, growth.tail)
+        tree = TreeReader(growth.edge, self._folder.full_tile)
+        note = sign_checkpoint(Checkpoint(self._origin, growth.edge.size, tree.root()), self._signer)
+        self._folder.store_checkpoint(note)
+        return _Head(growth.tail, growth.edge.size, note, tree)
+
+    def _refuse_if_broken(self) -> None:
+        if self._refusal == "audit.closed":
+            raise Misuse("audit.closed", "This audit log was closed; open it again.")
+        if self._refusal:
+            raise Unavailable(
+                "audit.unwritable",
+                "The audit log could not be written, so it accepts nothing more; mend the disk and restart.",
+            )
+
+    # Reading.
+
+    @property
+    def origin(self) -> str:
+        return self._origin
+
+    @property
+    def size(self) -> int:
+        """Entries under the newest stored head."""
+        return self._head.size
+
+    def head(self) -> str:
+        """The newest stored signed checkpoint."""
+        return self._head.note
+
+    def entry(self, index: int) -> bytes:
+        """One entry, checked against the tree; Misuse outside the log, Untrusted if it was changed on disk."""
+        return self.entries(index, index + 1)[0]
+
+    def entries(self, start: int, end: int) -> list[bytes]:
+        """Entries [start, end), each checked against the tree's leaf hashes."""
+        return _entries(self._folder, self._head, start, end)
+
+    def receipt(self, index: int) -> Receipt:
+        """The entry with its proof under the newest head."""
+        head = self._head
+        entry = _entries(self._folder, head, index, index + 1)[0]
+        return Receipt(entry, index, head.tree.inclusion(index), head.note)
+
+    def prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
+        """RFC 6962 consistency proof that the first ``new`` entries extend the first ``old``. Misuse outside."""
+        return self._head.tree.consistency(old, new)
+
+    def resource(self, path: str) -> bytes:
+        """What a tlog-tiles server answers for ``checkpoint``, ``tile/…`` and ``tile/entries/…``.
+
+        A partial tile of any width that some head had is cut from what there is now. Malformed for another path,
+        Misuse for what the log doesn't have yet.
+        """
+        head = self._head
+        if path == "checkpoint":
+            return head.note.encode()
+        level, index, width = parse_resource(path)
+        if level is None:
+            end = index * WIDTH + width
+            return encode_bundle(_entries(self._folder, head, end - width, end))
+        hashes = head.tree.tile(level, index)
+        if len(hashes) < width:
+            raise Misuse("log.tile", "The log has no such tile.")
+        return b"".join(hashes[:width])
+
+    def close(self) -> None:
+        """Wait for a commit under way, then give the lock back. Closing twice is fine."""
+        with self._changed:
+            while self._busy or self._queue:
+                self._changed.wait()
+            broken, self._refusal = self._refusal, "audit.closed"
+            if broken == "audit.closed":
+                return
+            try:
+                if not broken:
+                    self._folder.tidy()
+            finally:
+                self._folder.close()
+
+    def __enter__(self) -> AuditLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _check(entries: tuple[bytes, ...]) -> None:
+    if not 1 <= len(entries) <= LIMITS.batch_entries or sum(map(len, entries)) > LIMITS.batch_bytes:
+        raise Misuse("log.batch", "Append between 1 and 4096 entries of at most 16 MiB in sum at once.")
+    if not all(1 <= len(entry) <= LIMITS.entry for entry in entries):
+        raise Misuse("log.entry", f"A log entry has between 1 and {LIMITS.entry} bytes; shorten it.")
+
+
+def _entries(folder: LogFolder, head: _Head, start: int, end: int) -> list[bytes]:
+    if not 0 <= start <= end <= head.size:
+        raise Misuse("log.range", "The log has no such entries; ask within its size.")
+    found: list[bytes] = []
+    whole = head.size - len(head.tail)
+    for index in range(start, end):
+        number, place = divmod(index, WIDTH)
+        entry = head.tail[index - whole] if index >= whole else folder.bundle(number)[place]
+        if leaf_hash(entry) != head.tree.tile(0, number)[place]:
+            raise Untrusted("log.entry", "A log entry on disk is not the one that was logged.", index=index)
+        found.append(entry)
+    return found

@@ -1,0 +1,17 @@
+"""The key broker: one process per party, which alone can unwrap the party's data keys.
+
+The tour. Pure: ``decision`` (may this instance have this key, lease, checkpoint?), ``kbs_request`` (strict reading).
+Durable: ``tables`` and ``state`` (SQLite), ``ledger`` (announce, log, apply: the one sequencer), ``startup`` (is what
+lies here the newest?). Services: ``party`` (own keys, card, pins), ``assets``, ``agreements`` (contracts, revocations,
+statements, jobs), ``release`` (challenge, evidence, key), ``leases``, ``permits``, ``sessions``, ``witness`` and
+``notices`` (the peers' logs and ours), ``peers`` (talking to them), over one shared ``core`` with ``knowledge``.
+HTTP: ``kbs``, ``cloister_api`` and ``admin`` on ``http`` and ``errors_http``; ``serving`` has the sockets. ``app``
+builds it all; ``python -m cloister.broker`` runs it. The protocol's page is docs/spec/key-release.md.
+"""
+
+from .app import Broker, RunningBroker
+from .clock import Clock, steady_clock
+from .config import LIMITS, Limits, Settings
+from .startup import create_home
+
+__all__ = ["LIMITS", "Broker", "Clock", "Limits", "RunningBroker", "Settings", "create_home", "steady_clock"]

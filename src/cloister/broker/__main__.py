@@ -1,0 +1,88 @@
+"""``python -m cloister.broker``: one party's key broker. The passphrase is the first line of standard input."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from ..errors import CloisterError, Misuse
+from .app import Broker, RunningBroker
+from .clock import steady_clock
+from .config import Settings, parse_listen
+from .serving import harden_process
+from .startup import create_home
+
+__all__ = ["main"]
+
+_MAX_LINE = 8192
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cloister.broker", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True, help="the broker's folder")
+    parser.add_argument("--listen", required=True, help="ADDRESS:PORT for HTTPS; port 0 takes a free one")
+    parser.add_argument("--init", metavar="NAME", help="create the party first")
+    parser.add_argument("--part-of", metavar="ORG", help="with --init: the organization that the team belongs to")
+    parser.add_argument(
+        "--allow-insecure-attester", action="store_true", help="development evidence; never in production"
+    )
+    return parser.parse_args(argv)
+
+
+def _passphrase() -> bytes:
+    """From a pipe, never from argv or the environment, where other processes could read it."""
+    line = sys.stdin.buffer.readline(_MAX_LINE)
+    if not line.endswith(b"\n"):
+        raise Misuse("broker.passphrase", "Give the vault's passphrase as the first line of standard input.")
+    return line.rstrip(b"\r\n")
+
+
+def _say(body: dict[str, object]) -> None:
+    print(json.dumps(body), flush=True)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    harden_process()
+    os.umask(0o077)
+    host, port = parse_listen(arguments.listen)
+    settings = Settings(arguments.home.resolve(), host, port, allow_insecure_attester=arguments.allow_insecure_attester)
+    passphrase = _passphrase()
+    if arguments.init is not None:
+        create_home(settings, arguments.init, passphrase, part_of=arguments.part_of, clock=steady_clock())
+    elif arguments.part_of is not None:
+        raise Misuse("broker.arguments", "--part-of goes with --init.")
+    broker = Broker.start(settings, passphrase)
+    try:
+        running = RunningBroker(broker)
+    except BaseException:
+        broker.close()
+        raise
+    del passphrase
+
+    def on_loop(loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, running.stop)
+
+    def ready() -> None:
+        _say({"party": broker.card.name, "port": running.port, "ready": True})
+
+    running.run(ready, on_loop=on_loop)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The process's exit code. A refused start says why in one line of JSON."""
+    try:
+        _serve(_arguments(argv))
+    except CloisterError as error:
+        _say({"error": error.to_wire(), "ready": False})
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Where a broker lives and every limit that it enforces, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import Misuse
+
+__all__ = ["LIMITS", "Limits", "Settings", "parse_listen"]
+
+_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes and times in seconds, unless said otherwise."""
+
+    body: int = 256 * 1024
+    body_seconds: float = 10.0  # for the whole of one request's body to arrive
+    header: int = 16 * 1024
+    statements: int = 64  # status statements in one request
+    nonce_seconds: int = 60
+    session_seconds: int = 300
+    sessions: int = 1024
+    answers: int = 256  # resources that one session may fetch
+    connections: int = 256
+    admin_connections: int = 64
+    refusals_per_minute: int = 30  # log entries; the rest is counted
+    peer_seconds: float = 3.0  # for one exchange with a peer
+    peer_answer: int = 512 * 1024
+    token_seconds: int = 300
+    entries_page: int = 256  # log entries in one admin answer
+    heads_interval: float = 1.0  # between pushes of the own log's head
+
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One broker process. ``home`` holds vault, card, state, log and admin socket, and belongs to its user alone."""
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    allow_insecure_attester: bool = False
+    limits: Limits = field(default=LIMITS)
+
+    @property
+    def vault(self) -> Path:
+        return self.home / "vault.json"
+
+    @property
+    def card(self) -> Path:
+        return self.home / "card.json"
+
+    @property
+    def state(self) -> Path:
+        return self.home / "state.db"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "log"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Raises Misuse where the path is too long for a Unix socket."""
+        path = self.home / "run" / "admin.sock"
+        if len(str(path).encode()) > _SOCKET_PATH:
+            raise Misuse("broker.path", "The broker's folder has too long a path for a Unix socket; use a shorter one.")
+        return path
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """``127.0.0.1:PORT``. Misuse for anything that is not a numeric loopback or interface address with a port."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise Misuse("broker.listen", "Give the address to listen on as ADDRESS:PORT, for example 127.0.0.1:0.")
+    return host, int(port)

@@ -1,0 +1,131 @@
+"""From rows to what a decision wants to know. Reads only; call it within a turn where something follows from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..contracts import Contract, ContractState, read_contract
+from ..crypto import Envelope
+from .decision import Instance, JobRecord, Lease, Standing
+from .party import Parties
+from .state import Change, Row, State
+
+__all__ = ["Knowledge", "contract_change", "instance_change", "job_change"]
+
+
+class Knowledge:
+    """``witnessed``: whether at start somebody outside confirmed our log."""
+
+    def __init__(self, state: State, parties: Parties, *, witnessed: bool) -> None:
+        self._state = state
+        self._parties = parties
+        self.witnessed = witnessed
+
+    def contract_state(self, contract: Contract) -> ContractState:
+        row = self.contract_row(contract.digest)
+        jobs = self._state.rows("jobs", contract=contract.digest.hex())
+        return ContractState(
+            pinned=self._parties.pinned(),
+            compromised=self._parties.compromised(),
+            revoked_by=None if row is None else row["revoked_by"],
+            newest_serial=self.newest_serial(contract.name, "complete"),
+            jobs=frozenset(bytes.fromhex(job["digest"]) for job in jobs),
+        )
+
+    def newest_serial(self, name: str, stage: str) -> int:
+        """The highest serial of a contract's name that was ``complete`` (signed by all) or ``signed`` (by us)."""
+        return max((row["serial"] for row in self._state.rows("contracts", name=name, **{stage: 1})), default=0)
+
+    def standing(self, contract: Contract, job: bytes, instance: bytes) -> Standing:
+        owner = self._parties.card.name
+        return Standing(
+            owner=owner,
+            state=self.contract_state(contract),
+            job=self.job(job),
+            instance=self.instance(instance),
+            newest=self.newest_assets(),
+            witnessed=self.witnessed,
+        )
+
+    def newest_assets(self) -> dict[str, bytes]:
+        newest: dict[str, Row] = {}
+        for row in self._state.rows("assets"):
+            if row["name"] not in newest or newest[row["name"]]["version"] < row["version"]:
+                newest[row["name"]] = row
+        return {name: bytes.fromhex(row["digest"]) for name, row in newest.items()}
+
+    def job(self, digest: bytes) -> JobRecord | None:
+        row = self._state.row("jobs", digest=digest.hex())
+        if row is None:
+            return None
+        checkpoint = None if row["root"] is None else (int(row["step"]), bytes.fromhex(row["root"]))
+        return JobRecord(digest, row["envelope"], bytes.fromhex(row["instance"]), checkpoint)
+
+    def instance(self, instance: bytes) -> Instance | None:
+        row = self._state.row("instances", instance=instance.hex())
+        return None if row is None else _instance(row)
+
+    def instances(self, **where: Any) -> list[Instance]:
+        return [_instance(row) for row in self._state.rows("instances", **where)]
+
+    def contract_row(self, digest: bytes) -> Row | None:
+        return self._state.row("contracts", digest=digest.hex())
+
+    def contract(self, digest: bytes) -> Contract | None:
+        """A contract that was signed or stored here."""
+        row = self.contract_row(digest)
+        return None if row is None else read_contract(Envelope.from_bytes(row["envelope"].encode()))
+
+
+def _instance(row: Row) -> Instance:
+    return Instance(
+        instance=bytes.fromhex(row["instance"]),
+        job=bytes.fromhex(row["job"]),
+        contract=bytes.fromhex(row["contract"]),
+        signing=bytes.fromhex(row["signing"]),
+        hpke=bytes.fromhex(row["hpke"]),
+        lease=Lease(row["sequence"], row["expires"]),
+        cut=bool(row["cut"]),
+    )
+
+
+def instance_change(known: Instance) -> Change:
+    row = {
+        "instance": known.instance.hex(),
+        "job": known.job.hex(),
+        "contract": known.contract.hex(),
+        "signing": known.signing.hex(),
+        "hpke": known.hpke.hex(),
+        "sequence": known.lease.sequence,
+        "expires": known.lease.expires,
+        "cut": int(known.cut),
+    }
+    return Change("instances", row)
+
+
+def job_change(contract: bytes, job: JobRecord) -> Change:
+    step, root = job.checkpoint or (None, None)
+    row = {
+        "digest": job.digest.hex(),
+        "contract": contract.hex(),
+        "envelope": job.envelope,
+        "instance": job.instance.hex(),
+        "step": step,
+        "root": None if root is None else root.hex(),
+    }
+    return Change("jobs", row)
+
+
+def contract_change(contract: Contract, known: Row | None, **columns: Any) -> Change:
+    """The contract's row with some ``columns`` new: envelope, signed, complete, revoked_by, revocation."""
+    row = known or {
+        "digest": contract.digest.hex(),
+        "name": contract.name,
+        "serial": contract.serial,
+        "envelope": contract.envelope.to_bytes().decode(),
+        "signed": 0,
+        "complete": 0,
+        "revoked_by": None,
+        "revocation": None,
+    }
+    return Change("contracts", {**row, **columns})

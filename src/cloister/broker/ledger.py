@@ -1,0 +1,139 @@
+"""The one sequencer of logged changes: announce, log, check the log's proof, apply. And refusals, within bounds.
+
+A turn holds the broker's only write lock, so what a decision read is still true when its consequence is logged:
+two requests can't both take the last run of a budget.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ..audit import AuditLog, Outcome, Receipt, encode_event, event, parse_event, verify_checkpoint
+from ..crypto.merkle import verify_consistency
+from ..errors import CloisterError, Unavailable, Untrusted
+from .clock import Clock
+from .state import Change, Intent, State
+
+__all__ = ["Ledger", "reconcile"]
+
+Details = Mapping[str, str | int]
+
+
+@dataclass
+class _Bucket:
+    """How many refusals were logged in the present minute, and how many only counted."""
+
+    minute: int = -1
+    logged: int = 0
+    suppressed: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def admit(self, now: int, limit: int) -> int | None:
+        """None: only count this one. Otherwise log it, together with the number that was counted before."""
+        with self.lock:
+            if now // 60 != self.minute:
+                self.minute, self.logged = now // 60, 0
+            if self.logged >= limit:
+                self.suppressed += 1
+                return None
+            self.logged += 1
+            before, self.suppressed = self.suppressed, 0
+            return before
+
+
+class Ledger:
+    """Log and state together. ``actor`` is the party; ``log_key`` the public key that its log's heads verify with."""
+
+    def __init__(
+        self, state: State, log: AuditLog, clock: Clock, *, actor: str, log_key: bytes, refusals_per_minute: int
+    ) -> None:
+        self.state = state
+        self.log = log
+        self._clock = clock
+        self._actor = actor
+        self._log_key = log_key
+        self._limit = refusals_per_minute
+        self._lock = threading.Lock()
+        self._broken = False
+        self._refusals = _Bucket()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Decide and commit inside this. Raises Unavailable once the log could not be written."""
+        with self._lock:
+            if self._broken:
+                # Whether the last entry reached the disk is unknown until the log is opened again.
+                raise Unavailable("audit.unwritable", "The audit log could not be written; mend the disk and restart.")
+            if self.state.intents():
+                reconcile(self.state, self.log, self._log_key)
+            yield
+
+    def commit(self, kind: str, *, target: str, details: Details, changes: Sequence[Change]) -> Receipt:
+        """Log an event and make its changes, in that order. Call it within a turn.
+
+        When this returns, the entry is durable under a signed head, and its inclusion proof verified with our own log
+        key. When it raises, no table changed; what the log has of it nevertheless is finished in the next turn or at
+        the next start, and what it lacks is forgotten.
+        """
+        intent = self.state.intend(changes)
+        try:
+            receipt = self.append(kind, target=target, details={**details, "revision": intent.revision})
+            head = receipt.verify(self.log.origin, self._log_key)
+        except BaseException:
+            self._broken = True
+            raise
+        self.state.apply(intent, receipt.index, head.size, head.root)
+        return receipt
+
+    def append(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> Receipt:
+        """Log an event that changes no state."""
+        body = event(kind, actor=self._actor, target=target, outcome=outcome, details=details, now=self._clock())
+        return self.log.append(encode_event(body))
+
+    def refuse(self, kind: str, error: CloisterError, *, target: str, details: Details) -> None:
+        """Log a refusal with the whole reason: the owner's log says everything, the answer to an outsider doesn't.
+
+        At most so many a minute are written, so that nobody fills the disk by being refused; the rest is counted.
+        """
+        before = self._refusals.admit(self._clock(), self._limit)
+        if before is not None:
+            more: dict[str, str | int] = {"code": error.code, "reason": error.message, "suppressed_before": before}
+            self.append(kind, target=target, details={**details, **more}, outcome="failure")
+
+
+def reconcile(state: State, log: AuditLog, log_key: bytes) -> list[Intent]:
+    """Bring state and log together after a crash; what was finished is returned.
+
+    Raises Untrusted("audit.rollback") if the log lacks what the state has seen of it, Untrusted("state.rollback") if
+    the log has changes that the state doesn't know: an older copy of one of them was put back.
+    """
+    known, size = state.progress(), log.size
+    if size < known.log_size:
+        raise Untrusted("audit.rollback", "The audit log is shorter than the broker's state knows: it was rolled back.")
+    head = verify_checkpoint(log.head(), log.origin, log_key)
+    try:
+        proof = log.prove_consistency(known.log_size, head.size)
+        verify_consistency(known.log_size, head.size, proof, known.log_root, head.root)
+    except Untrusted:
+        raise Untrusted(
+            "audit.rollback", "The audit log is not the one that the broker's state was made with."
+        ) from None
+    pending = {intent.revision: intent for intent in state.intents()}
+    finished: list[Intent] = []
+    for index in range(known.log_size, head.size):
+        revision = parse_event(log.entry(index)).details.get("revision")
+        if revision is None:
+            continue
+        if not isinstance(revision, int) or revision not in pending:
+            raise Untrusted(
+                "state.rollback", "The audit log has changes that the broker's state lacks: an older copy was put back."
+            )
+        intent = pending.pop(revision)
+        state.apply(intent, index, head.size, head.root)
+        finished.append(intent)
+    for intent in pending.values():
+        state.abandon(intent)
+    return finished

@@ -1,0 +1,67 @@
+"""Talking to other parties' brokers. Addresses are hints from anybody; the pinned TLS key says who answers."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from typing import Any
+
+from ..contracts import Card
+from ..crypto import canonical_json, parse_json
+from ..crypto.tls import connect_pinned
+from ..errors import Malformed, Misuse, Unavailable, error_from_wire
+from .config import Limits, parse_listen
+from .state import State
+
+__all__ = ["Peers"]
+
+
+class Peers:
+    """One short-lived connection an exchange. Bounded in time and size; nothing secret is ever sent."""
+
+    def __init__(self, state: State, limits: Limits) -> None:
+        self._state = state
+        self._limits = limits
+
+    def set_address(self, name: str, address: str) -> None:
+        """Remember where ``name`` may answer. Raises Misuse for what is no ADDRESS:PORT."""
+        parse_listen(address)
+        self._state.put_hint("peers", {"name": name, "address": address})
+
+    def addresses(self) -> dict[str, str]:
+        return {row["name"]: row["address"] for row in self._state.rows("peers")}
+
+    def get(self, card: Card, path: str) -> Any:
+        return self._exchange(card, "GET", path, None)
+
+    def post(self, card: Card, path: str, body: dict[str, Any]) -> Any:
+        return self._exchange(card, "POST", path, canonical_json(body))
+
+    def _exchange(self, card: Card, method: str, path: str, body: bytes | None) -> Any:
+        """The parsed answer. Raises Unavailable where nobody answers, and what the peer refused with."""
+        connection = http.client.HTTPConnection("broker", timeout=self._limits.peer_seconds)
+        try:
+            connection.sock = connect_pinned(self._dial(card.name), card.keys.tls_pin)
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            response = connection.getresponse()
+            data = response.read(self._limits.peer_answer + 1)
+        except (OSError, http.client.HTTPException):
+            raise Unavailable("peer.unreachable", f"The broker of {card.name} does not answer.") from None
+        finally:
+            connection.close()
+        answer = parse_json(data, limit=self._limits.peer_answer)
+        if response.status != 200:
+            raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
+        if not isinstance(answer, dict):
+            raise Malformed("peer.form", f"The broker of {card.name} answered with something else than an object.")
+        return answer
+
+    def _dial(self, name: str) -> socket.socket:
+        row = self._state.row("peers", name=name)
+        if row is None:
+            raise Unavailable("peer.unknown", f"No address of the broker of {name} is known; tell this broker one.")
+        try:
+            host, port = parse_listen(row["address"])
+        except Misuse:
+            raise Unavailable("peer.address", f"The address of the broker of {name} is not usable.") from None
+        return socket.create_connection((host, port), timeout=self._limits.peer_seconds)

@@ -1,0 +1,234 @@
+"""Key release: challenge, evidence, key. The wrapper of I/O around ``decision``, in the order that nothing may change.
+
+1. every party's signature, against our pins      4. the binding: nonce, report, instance, contract, job
+2. the contract is in force, all parties say so   5. asset, purpose, recipe, budget
+3. the evidence is authentic and appraised        6. logged, and the log's proof verified     7. the key
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..attestation import Binding, Claims, Evidence, Verifier, check_nonce, make_nonce, report_data, result_token
+from ..audit import Receipt
+from ..crypto import canonical_json, frame, hpke_seal, jwe_encrypt, random_bytes
+from ..errors import CloisterError, Denied, Malformed
+from ..fields import Fields
+from .core import Core
+from .decision import (
+    Instance,
+    JobRecord,
+    Lease,
+    Request,
+    Resource,
+    Standing,
+    decide_admission,
+    decide_knock,
+    decide_release,
+    reference_values,
+)
+from .kbs_request import read_request, resource_named
+from .knowledge import contract_change, instance_change, job_change
+from .sessions import Attested, Session, Sessions
+from .state import Change
+
+__all__ = ["KeyReleases"]
+
+
+class KeyReleases:
+    """The three calls of a workload: ``challenge``, ``attest``, ``resource``."""
+
+    def __init__(self, core: Core, sessions: Sessions, verifiers: Mapping[str, Verifier]) -> None:
+        self._core = core
+        self._sessions = sessions
+        self._verifiers = verifiers
+
+    def challenge(self, body: Any) -> tuple[str, dict[str, Any]]:
+        """(cookie, KBS Challenge). Nothing is promised yet; what can be refused without evidence is refused here."""
+        now = self._core.clock()
+        request = None
+        try:
+            request = read_request(body, self._core.limits)
+            self._verifiers[request.tee]  # Denied for a platform that nobody here can judge
+            decide_knock(request, self._standing(request), now=now)
+        except CloisterError as refusal:
+            self._refuse("attest.refused", refusal, request)
+            raise
+        nonce = make_nonce(self._binding(request).ctx(), random_bytes(32))
+        cookie = self._sessions.open(request, nonce, now=now)
+        return cookie, {"extra-params": {"selected-hash-algorithm": "sha256"}, "nonce": nonce}
+
+    def attest(self, cookie: str | None, body: Any) -> str:
+        """The attestation result as an EAR token. The challenge is used up, also by evidence that fails."""
+        f = Fields(body, "attestation")
+        runtime = f.child("runtime-data")
+        nonce, tee_pubkey = runtime.text("nonce", limit=256), runtime.raw("tee-pubkey")
+        runtime.done()
+        session = self._sessions.take_challenge(cookie, nonce, now=self._core.clock())
+        request = session.request
+        try:
+            claims = self._verify(request, nonce, tee_pubkey, f)
+        except CloisterError as refusal:
+            self._refuse("attest.refused", refusal, request)
+            raise
+        details = {**_names(request), "attester": claims.attester, "level": claims.level, "tee": claims.tee}
+        self._core.ledger.append("attest.ok", target=request.instance.hex(), details=details)
+        session.attested = Attested(claims, tee_pubkey)
+        return result_token(
+            claims,
+            reference_values(request.contract),
+            signer=self._core.keys.receipt,
+            now=self._core.clock(),
+            ttl=self._core.limits.token_seconds,
+            tee_pubkey=tee_pubkey,
+        )
+
+    def resource(self, cookie: str | None, party: str, kind: str, tag: str) -> bytes:
+        """A KBS resource response (JWE). Asking again in the session gives the identical bytes."""
+        session, attested = self._sessions.attested(cookie, now=self._core.clock())
+        request = session.request
+        try:
+            if party != self._core.parties.card.name:
+                raise Denied("resource.unknown", "This broker serves its own party's resources only.")
+            resource = resource_named(kind, tag)
+            # Also before a stored answer: what was revoked since is not handed out again.
+            decide_release(request, attested.claims, self._standing(request), resource, now=self._core.clock())
+            return self._answer(session, attested, resource)
+        except CloisterError as refusal:
+            self._refuse("key.refused", refusal, request, resource=f"{kind}/{tag}"[:200])
+            raise
+
+    def _answer(self, session: Session, attested: Attested, resource: Resource) -> bytes:
+        return session.once(
+            f"{resource.kind}/{resource.tag}",
+            lambda: self._release(session.request, attested, resource),
+            limit=self._core.limits.answers,
+        )
+
+    # Steps 1 to 5.
+
+    def _standing(self, request: Request) -> Standing:
+        self._core.herald.check()
+        return self._core.knowledge.standing(request.contract, request.job.digest, request.instance)
+
+    def _binding(self, request: Request) -> Binding:
+        return Binding(
+            purpose=request.purpose,
+            broker_pin=self._core.parties.card.keys.tls_pin,
+            contract=request.contract.digest,
+            job=request.job.digest,
+            instance=request.instance,
+            hpke_public=request.hpke,
+            signing_public=request.signing,
+            lease_sequence=request.sequence,
+        )
+
+    def _verify(self, request: Request, nonce: str, tee_pubkey: Any, f: Fields) -> Claims:
+        """Steps 1 to 5 with evidence, without an asset yet."""
+        f.raw("init-data", optional=True)  # nothing here depends on it: contract and job are bound by the nonce
+        evidence = f.child("tee-evidence")
+        primary, additional = evidence.raw("primary_evidence"), evidence.text("additional_evidence", limit=64 * 1024)
+        evidence.done()
+        f.done()
+        if not isinstance(tee_pubkey, dict):
+            raise Malformed("attest.tee-pubkey", "The workload's key is not a JWK.")
+        jwe_encrypt(tee_pubkey, b"")  # a key that no answer could be encrypted to is refused now
+        # 4. The nonce commits to what this session asked for, and the report to nonce, key and event log.
+        check_nonce(nonce, self._binding(request).ctx())
+        report = report_data(nonce, tee_pubkey, additional)
+        now = self._core.clock()
+        # 3. Authentic and fresh; then all that a decision can say by now.
+        claims = self._verifiers[request.tee].verify(Evidence(request.tee, primary, additional), report, now=now)
+        decide_admission(request, claims, self._standing(request), now=now)
+        return claims
+
+    # Steps 6 and 7.
+
+    def _release(self, request: Request, attested: Attested, resource: Resource) -> bytes:
+        core = self._core
+        with core.ledger.turn():
+            now = core.clock()
+            standing = self._standing(request)
+            lease = decide_release(request, attested.claims, standing, resource, now=now)
+            # 6. In the log, durable, and its inclusion proof verified, before any key is touched.
+            receipt = core.ledger.commit(
+                "key.released",
+                target=resource.digest.hex(),
+                details=_release_details(request, attested.claims, resource, lease),
+                changes=self._changes(request, standing, lease),
+            )
+        if request.contract.platform.witness_quorum:
+            receipt = core.herald.gather(receipt.index, request.contract.platform.witness_quorum)
+        # 7. Only now the key itself.
+        body = self._sealed(request, resource, lease, receipt)
+        body["lease"] = {"expires": lease.expires, "seconds": lease.expires - now, "sequence": lease.sequence}
+        body["checkpoint"] = _checkpoint(standing.job)
+        return jwe_encrypt(attested.tee_pubkey, canonical_json(body))
+
+    def _changes(self, request: Request, standing: Standing, lease: Lease) -> list[Change]:
+        """What a release changes: the run is admitted, its newest instance is this one, and an older one is cut."""
+        core, contract = self._core, request.contract
+        changes = []
+        row = core.knowledge.contract_row(contract.digest)
+        if row is None or not row["complete"]:
+            text = contract.envelope.to_bytes().decode()
+            changes.append(contract_change(contract, row, envelope=text, complete=1))
+        if standing.instance is None:
+            job = request.job.digest
+            for old in core.knowledge.instances(job=job.hex()):
+                changes.append(instance_change(replace(old, cut=True)))
+            fresh = Instance(request.instance, job, contract.digest, request.signing, request.hpke, lease, cut=False)
+            checkpoint = standing.job.checkpoint if standing.job is not None else None
+            changes.append(instance_change(fresh))
+            text = request.job.envelope.to_bytes().decode()
+            changes.append(job_change(contract.digest, JobRecord(job, text, request.instance, checkpoint)))
+        return changes
+
+    def _sealed(self, request: Request, resource: Resource, lease: Lease, receipt: Receipt) -> dict[str, Any]:
+        """The key under the workload's HPKE key, bound to contract, job, resource, this log entry and the lease."""
+        core, contract, job = self._core, request.contract.digest, request.job.digest
+        info = frame("cloister/key/v1", contract, job, resource.digest, receipt.leaf_hash, lease.expires)
+        if resource.kind == "asset-key":
+            secret = core.assets.unwrap_secret_dek(resource.digest)
+        else:
+            secret = core.keys.checkpoint_share(core.parties.card.name, contract, job, resource.tag)
+        sealed = hpke_seal(request.hpke, secret, info)
+        return {"receipt": receipt.to_wire(), "sealed": base64.b64encode(sealed).decode()}
+
+    def _refuse(self, kind: str, refusal: CloisterError, request: Request | None, **more: str) -> None:
+        target = request.instance.hex() if request is not None else "unread request"
+        details = _names(request) if request is not None else {}
+        self._core.ledger.refuse(kind, refusal, target=target, details={**details, **more})
+
+
+def _names(request: Request) -> dict[str, str | int]:
+    return {
+        "contract": request.contract.digest.hex(),
+        "instance": request.instance.hex(),
+        "job": request.job.digest.hex(),
+        "purpose": request.purpose,
+        "submitter": request.job.submitter,
+    }
+
+
+def _release_details(request: Request, claims: Claims, resource: Resource, lease: Lease) -> dict[str, str | int]:
+    return {
+        **_names(request),
+        "attester": claims.attester,
+        "level": claims.level,
+        "lease_expires": lease.expires,
+        "lease_sequence": lease.sequence,
+        "measurement": claims.measurement,
+        "resource": resource.digest.hex(),
+        "resource_kind": resource.kind,
+        "signing": request.signing.hex(),
+    }
+
+
+def _checkpoint(job: JobRecord | None) -> dict[str, Any] | None:
+    if job is None or job.checkpoint is None:
+        return None
+    return {"root": job.checkpoint[1].hex(), "step": job.checkpoint[0]}

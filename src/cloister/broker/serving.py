@@ -1,0 +1,142 @@
+"""Sockets and the process around them: TLS with the party's own key, the owner's Unix socket, no core dumps."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import resource
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from uvicorn import Config, Server
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..crypto.tls import make_certificate, server_context
+from ..errors import Internal, Unavailable
+from .config import Limits
+
+__all__ = ["OwnerOnly", "harden_process", "https_server", "listen_tcp", "listen_unix", "owner_server", "tls_context"]
+
+_PR_SET_DUMPABLE = 4
+_UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+def harden_process() -> None:
+    """No core dump, and no other process of the same user may read this one's memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise Internal("broker.dumpable", "The process could not be made undumpable.")
+
+
+def tls_context(seed: bytes, name: str) -> ssl.SSLContext:
+    """TLS 1.3 with the party's key. OpenSSL reads keys from files only, so they pass through files in memory that have
+    no name and are gone when this returns."""
+    certificate, key = make_certificate(seed, name)
+    with _in_memory(certificate) as cert_path, _in_memory(key) as key_path:
+        return server_context(cert_path, key_path)
+
+
+@contextmanager
+def _in_memory(data: bytes) -> Iterator[str]:
+    fd = os.memfd_create("tls", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, data)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A listening socket; Unavailable if the address is taken or not this machine's."""
+    try:
+        return socket.create_server((host, port), backlog=256)
+    except OSError:
+        raise Unavailable("broker.address", "The address to listen on is taken, or not one of this machine.") from None
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A socket that only this user may open, in a folder that only this user may enter."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # left by a process that was killed: the log's lock shows that none runs
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # never, not even for a moment, open to others
+    try:
+        sock.bind(str(path))
+    finally:
+        os.umask(before)
+    sock.listen(64)
+    return sock
+
+
+class OwnerOnly(H11Protocol):
+    """HTTP for one user. The kernel says who connected; file modes alone would be one mistake away from open."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        sock: socket.socket = transport.get_extra_info("socket")
+        _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        if uid not in (0, os.geteuid()):
+            transport.abort()
+            return
+        super().connection_made(transport)
+
+
+class _Quiet(Server):
+    """Signals belong to the process, not to one of its two servers."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def https_server(app: Starlette, context: ssl.SSLContext, limits: Limits) -> Server:
+    return _server(
+        app, limits, limits.connections, http=H11Protocol, ssl_context_factory=lambda _config, _default: context
+    )
+
+
+def owner_server(app: Starlette, limits: Limits) -> Server:
+    return _server(app, limits, limits.admin_connections, http=OwnerOnly)
+
+
+def _server(app: Starlette, limits: Limits, connections: int, **more: Any) -> Server:
+    config = Config(
+        app,
+        lifespan="off",
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=connections,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=limits.header,
+        **more,
+    )
+    return _Quiet(config)
+
+
+async def serve_until(
+    stop: Awaitable[object], servers: list[tuple[Server, socket.socket]], ready: Callable[[], None]
+) -> None:
+    """Serve on all sockets until ``stop`` is done, or until a server ends by itself. ``ready`` is called once."""
+    tasks = [asyncio.ensure_future(server.serve(sockets=[sock])) for server, sock in servers]
+    while not all(server.started for server, _ in servers):
+        if any(task.done() for task in tasks):
+            raise Internal("broker.serving", "A server could not be started.")
+        await asyncio.sleep(0.005)
+    ready()
+    waiting = asyncio.ensure_future(stop)
+    await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    for server, _ in servers:
+        server.should_exit = True
+    await asyncio.gather(*tasks)

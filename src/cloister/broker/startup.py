@@ -1,0 +1,130 @@
+"""Starting: is what lies here the newest that ever was? And creating: vault, card, state and log of a new party."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..audit import AuditLog
+from ..contracts import Card, read_card
+from ..crypto import Argon2Params, Envelope
+from ..errors import Malformed, Misuse, Untrusted
+from ..fields import party_name
+from ..keys import FileVault, provision_party
+from .clock import Clock
+from .config import Settings
+from .ledger import Ledger, reconcile
+from .party import OwnKeys, first_card
+from .state import Change, Intent, State
+
+__all__ = ["Opened", "create_home", "open_home"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What lies in a broker's home, opened and checked against itself. ``recovered``: what a crash left half-done."""
+
+    vault: FileVault
+    state: State
+    log: AuditLog
+    card: Card
+    recovered: list[Intent]
+
+    def close(self) -> None:
+        self.log.close()
+        self.state.close()
+        self.vault.close()
+
+
+def create_home(
+    settings: Settings,
+    name: str,
+    passphrase: bytes,
+    *,
+    part_of: str | None,
+    clock: Clock,
+    params: Argon2Params | None = None,
+) -> None:
+    """A new party in an empty folder. What a crash leaves half-made is refused later, and never mended silently: it
+    could as well be a party from which somebody removed a file."""
+    if any(path.exists() for path in (settings.vault, settings.state, settings.log, settings.card)):
+        raise Misuse("party.exists", "There is a party in this folder already, or a part of one; use an empty folder.")
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    vault = FileVault.create(settings.vault, passphrase, party_name(name), params=params)
+    try:
+        provision_party(vault)
+        card = first_card(vault, name, part_of=part_of, now=clock())
+        _first_entry(settings, vault, card, clock)
+    finally:
+        vault.close()
+    # The card comes last: where there is one, everything else is there.
+    draft = settings.card.with_suffix(".draft")
+    draft.write_bytes(card.envelope.to_bytes())
+    draft.rename(settings.card)
+
+
+def _first_entry(settings: Settings, vault: FileVault, card: Card, clock: Clock) -> None:
+    state = State.open(settings.state, create=True)
+    keys = OwnKeys(vault)
+    try:
+        log = _open_log(settings, card, keys, create=True)
+        try:
+            ledger = Ledger(state, log, clock, actor=card.name, log_key=keys.receipt.public, refusals_per_minute=0)
+            facts = {"card": card.envelope.to_bytes().decode(), "vault_revision": str(vault.revision)}
+            with ledger.turn():
+                ledger.commit(
+                    "org.created",
+                    target=card.name,
+                    details={"fingerprint": card.fingerprint, "kind": card.kind},
+                    changes=[Change("facts", {"name": k, "value": v}) for k, v in facts.items()],
+                )
+        finally:
+            log.close()
+    finally:
+        state.close()
+
+
+def _open_log(settings: Settings, card: Card, keys: OwnKeys, *, create: bool) -> AuditLog:
+    opener = AuditLog.create if create else AuditLog.open
+    return opener(settings.log, origin=card.log_origin, signer=keys.receipt)
+
+
+def open_home(settings: Settings, passphrase: bytes) -> Opened:
+    """Open everything, and refuse what was put back from an older copy.
+
+    Raises Misuse (no party here), Denied (wrong passphrase), Untrusted (``vault.rollback``, ``state.rollback``,
+    ``audit.rollback``, or what a damaged file gives), Unavailable (another process has it open).
+    """
+    if not settings.card.exists():
+        raise Misuse("party.absent", "There is no party in this folder; create one first.")
+    state = State.open(settings.state, create=False)
+    try:
+        card, revision = _facts(state)
+        vault = FileVault.unlock(settings.vault, passphrase, least_revision=revision)
+    except BaseException:
+        state.close()
+        raise
+    try:
+        keys = OwnKeys(vault)
+        if vault.owner != card.name or keys.public(keys.signing(card.serial)) != card.keys:
+            raise Untrusted("vault.other", "The vault in this folder does not hold the keys of the party's card.")
+        log = _open_log(settings, card, keys, create=False)
+    except BaseException:
+        vault.close()
+        state.close()
+        raise
+    opened = Opened(vault, state, log, card, [])
+    try:
+        opened.recovered.extend(reconcile(state, log, keys.receipt.public))
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _facts(state: State) -> tuple[Card, int]:
+    facts = {row["name"]: row["value"] for row in state.rows("facts")}
+    try:
+        card = read_card(Envelope.from_bytes(facts["card"].encode()))
+        return card, int(facts["vault_revision"])
+    except (KeyError, ValueError, Malformed):
+        raise Untrusted("state.damaged", "The broker's state is damaged; restore it from a copy.") from None

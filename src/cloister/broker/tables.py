@@ -1,0 +1,86 @@
+"""The broker's tables. Small, named after what they hold; digests and keys are lower-case hex."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Integer, MetaData, Table, Text
+
+__all__ = ["LOGGED", "METADATA"]
+
+METADATA = MetaData()
+
+
+def _text(name: str, *, key: bool = False, optional: bool = False) -> Column[str]:
+    return Column(name, Text, primary_key=key, nullable=optional)
+
+
+def _number(name: str, *, optional: bool = False) -> Column[int]:
+    return Column(name, Integer, nullable=optional)
+
+
+# How far the state has come: ``revision``, ``log_size``, ``log_root``.
+Table("progress", METADATA, _text("name", key=True), _text("value"))
+
+# A change that is announced, perhaps logged, and not yet applied. Empty but for an instant, or after a crash.
+Table("intents", METADATA, Column("revision", Integer, primary_key=True, autoincrement=False), _text("changes"))
+
+# Not logged: address hints, and the newest heads of other parties' logs.
+Table("peers", METADATA, _text("name", key=True), _text("address"))
+Table("heads", METADATA, _text("party", key=True), _text("note"))
+
+_LOGGED = [
+    # ``card``: the party's own; ``compromised``: whether it has declared its own keys lost; ``vault_revision``.
+    Table("facts", METADATA, _text("name", key=True), _text("value")),
+    Table("pins", METADATA, _text("name", key=True), _text("card"), _number("compromised")),
+    # ``signed``: by this party; ``complete``: by all. ``revocation`` is its envelope, ``revoked_by`` its signer.
+    Table(
+        "contracts",
+        METADATA,
+        _text("digest", key=True),
+        _text("name"),
+        _number("serial"),
+        _text("envelope"),
+        _number("signed"),
+        _number("complete"),
+        _text("revoked_by", optional=True),
+        _text("revocation", optional=True),
+    ),
+    # Admitted runs: what a contract's budget counts. ``instance`` is the newest one.
+    Table(
+        "jobs",
+        METADATA,
+        _text("digest", key=True),
+        _text("contract"),
+        _text("envelope"),
+        _text("instance"),
+        _number("step", optional=True),
+        _text("root", optional=True),
+        _number("checkpoint_entry", optional=True),
+    ),
+    # One lease each. ``cut``: ended by a newer instance or a revocation, for good.
+    Table(
+        "instances",
+        METADATA,
+        _text("instance", key=True),
+        _text("job"),
+        _text("contract"),
+        _text("signing"),
+        _text("hpke"),
+        _number("sequence"),
+        _number("expires"),
+        _number("cut"),
+    ),
+    Table("permits", METADATA, _text("instance", key=True), _text("output"), _number("issued"), _number("entry")),
+    Table(
+        "assets",
+        METADATA,
+        _text("digest", key=True),
+        _text("name"),
+        _text("asset_id"),
+        _number("version"),
+        _text("manifest"),  # the payload; it is signed when it is handed out
+        _text("wrapped"),
+    ),
+]
+
+# Tables that change only together with a log entry.
+LOGGED = {table.name: table for table in _LOGGED}

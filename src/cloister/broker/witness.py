@@ -1,0 +1,169 @@
+"""Watching each other's logs: this broker remembers the newest head of every pinned party, and shows them its own.
+
+A party that puts back an old copy of everything it has still can't make its peers forget what they saw.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from ..audit import AuditLog, Checkpoint, Receipt, check_advance, cosign, verify_checkpoint, verify_quorum
+from ..contracts import Card, log_origin
+from ..crypto import SigningKey
+from ..crypto.merkle import verify_consistency
+from ..errors import CloisterError, Denied, Untrusted
+from ..fields import Fields
+from .clock import Clock
+from .peers import Peers
+from .state import State
+
+__all__ = ["Heads", "Herald"]
+
+Cards = Callable[[], Mapping[str, Card]]
+_FRESH = 60  # seconds: how old a cosignature may be that counts for a quorum
+
+
+class Heads:
+    """The heads of other parties' logs: they only grow (C2SP tlog-witness), and what was accepted is cosigned."""
+
+    def __init__(self, state: State, cards: Cards, clock: Clock, *, name: str, key: SigningKey) -> None:
+        self._state = state
+        self._cards = cards
+        self._clock = clock
+        self._name = name
+        self._key = key
+        self._lock = threading.Lock()
+
+    def accept(self, party: str, note: str, proof: Sequence[bytes]) -> str:
+        """The note with our cosignature. Denied for a party that isn't pinned, Untrusted for a head that doesn't extend
+        the one seen before."""
+        card = self._cards().get(party)
+        if card is None or party == self._name:
+            raise Denied("head.unpinned", "Heads are kept of other, pinned parties' logs only.")
+        with self._lock:
+            seen = self.known(party)
+            known = verify_checkpoint(seen, card.log_origin, card.keys.receipt) if seen is not None else None
+            accepted = check_advance(known, note, proof, card.log_origin, card.keys.receipt)
+            # Durable before the cosignature exists: else a crash could make us cosign two histories.
+            self._state.put_hint("heads", {"party": party, "note": note})
+        return cosign(note, accepted, name=log_origin(self._name), key=self._key, now=self._clock())
+
+    def known(self, party: str) -> str | None:
+        """The newest head that was accepted of ``party``'s log."""
+        row = self._state.row("heads", party=party)
+        return None if row is None else row["note"]
+
+
+class Herald:
+    """Shows our own head to the peers: in the background after changes, and at once where a contract asks for it.
+
+    One exchange at a time, always with the newest head, so a peer is never shown an older one after a newer one.
+    """
+
+    def __init__(self, log: AuditLog, peers: Peers, cards: Cards, clock: Clock, *, name: str, log_key: bytes) -> None:
+        self._log = log
+        self._peers = peers
+        self._cards = cards
+        self._clock = clock
+        self._name = name
+        self._log_key = log_key
+        self._seen: dict[str, Checkpoint] = {}
+        self._alarm: Untrusted | None = None
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raises Untrusted("state.rollback") once a peer has shown a head of ours that our log doesn't contain."""
+        if self._alarm is not None:
+            raise self._alarm
+
+    def compare(self) -> int:
+        """How many peers confirm that our log holds all that they saw of it: the check at start. Raises as ``check``.
+
+        A peer that can't be reached, or that has seen nothing yet, confirms nothing.
+        """
+        confirmed = 0
+        with self._lock:
+            for card in self._others():
+                try:
+                    confirmed += self._ask(card) is not None
+                except CloisterError:
+                    self.check()  # it was heard, and what it showed is alarming; all else counts as silence
+        return confirmed
+
+    def show_all(self) -> int:
+        """Show every peer the newest head, best effort; how many took it."""
+        reached = 0
+        with self._lock:
+            note = self._log.head()
+            for card in self._others():
+                try:
+                    self._show(card, note)
+                except CloisterError:
+                    continue  # it learns of a later head; what it saw before, it keeps
+                reached += 1
+        return reached
+
+    def gather(self, index: int, least: int) -> Receipt:
+        """Entry ``index`` under a head that at least ``least`` peers cosigned just now; Untrusted("witness.quorum")."""
+        since = self._clock() - _FRESH
+        with self._lock:
+            receipt = self._log.receipt(index)
+            witnesses = {card.log_origin: card.keys.receipt for card in self._others()}
+            note = receipt.checkpoint
+            for card in self._others():
+                try:
+                    note = _merge(note, self._show(card, receipt.checkpoint))
+                except CloisterError:
+                    continue  # the quorum below decides
+        verify_quorum(note, witnesses, least, not_before=since)
+        return receipt.with_cosigned(note)
+
+    def _others(self) -> list[Card]:
+        """Pinned parties whose address is known."""
+        addresses = self._peers.addresses()
+        return [card for name, card in sorted(self._cards().items()) if name in addresses and name != self._name]
+
+    def _show(self, card: Card, note: str) -> str:
+        new = verify_checkpoint(note, self._log.origin, self._log_key)
+        old = self._seen.get(card.name) or self._ask(card)
+        proof = self._log.prove_consistency(old.size, new.size) if old is not None else ()
+        body = {"note": note, "party": self._name, "proof": [digest.hex() for digest in proof]}
+        try:
+            answer = Fields(self._peers.post(card, "/cloister/v1/heads", body), "peer's answer")
+        except CloisterError:
+            self._seen.pop(card.name, None)  # ask anew next time what it knows
+            raise
+        self._seen[card.name] = new
+        return answer.text("cosigned", limit=512 * 1024)
+
+    def _ask(self, card: Card) -> Checkpoint | None:
+        """The newest head of ours that the peer remembers. It can't make one up: our own key signed it."""
+        answer = Fields(self._peers.get(card, f"/cloister/v1/heads/{self._name}"), "peer's answer")
+        note = answer.optional_text("note", limit=512 * 1024)
+        if note is None:
+            return None
+        seen = verify_checkpoint(note, self._log.origin, self._log_key)
+        try:
+            self._check_contains(seen)
+        except Untrusted:
+            self._alarm = Untrusted(
+                "state.rollback",
+                f"The broker of {card.name} has seen more of this log than is here: an older copy was put back.",
+            )
+            raise self._alarm from None
+        return seen
+
+    def _check_contains(self, seen: Checkpoint) -> None:
+        head = verify_checkpoint(self._log.head(), self._log.origin, self._log_key)
+        proof = self._log.prove_consistency(seen.size, head.size) if seen.size <= head.size else ()
+        verify_consistency(seen.size, head.size, proof, seen.root, head.root)
+
+
+def _merge(mine: str, cosigned: str) -> str:
+    """Our note with the signature lines that a peer added; Untrusted if it is about something else."""
+    text, _, lines = cosigned.rpartition("\n\n")
+    if mine.rpartition("\n\n")[0] != text:
+        raise Untrusted("witness.other", "A witness cosigned another head than the one it was shown.")
+    have = set(mine.splitlines())
+    return mine + "".join(f"{line}\n" for line in lines.splitlines() if line not in have)

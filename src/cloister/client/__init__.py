@@ -1,0 +1,41 @@
+"""The public Python client. The command line can do nothing that isn't here.
+
+The tour: ``supervisor`` (``Home``: the parts of one machine), ``startup``, ``agent`` (a party's own broker),
+``control`` (the control plane), then what people do, gathered in ``operations``: ``parties``, ``sealing`` over
+``files``, ``agreements`` over ``proposal`` and ``describe``, ``jobs``, ``pulling``, ``logs``, ``verify``.
+"""
+
+from . import operations
+from .agent import OwnerAgent
+from .agreements import Agreement
+from .control import ControlClient, Signer
+from .describe import ASSURANCE
+from .jobs import Outcome
+from .logs import LogCheck
+from .parties import Created
+from .progress import Progress, Step, silent
+from .pulling import Pulled
+from .sealing import SealedAsset, SealOptions
+from .supervisor import Home, default_home
+from .verify import Verified
+
+__all__ = [
+    "ASSURANCE",
+    "Agreement",
+    "ControlClient",
+    "Created",
+    "Home",
+    "LogCheck",
+    "Outcome",
+    "OwnerAgent",
+    "Progress",
+    "Pulled",
+    "SealOptions",
+    "SealedAsset",
+    "Signer",
+    "Step",
+    "Verified",
+    "default_home",
+    "operations",
+    "silent",
+]

@@ -1,0 +1,66 @@
+"""A contract in words that a person can agree to. Pure."""
+
+from __future__ import annotations
+
+import datetime
+
+from ..contracts import Contract, Terms
+
+__all__ = ["ASSURANCE", "describe"]
+
+ASSURANCE = {
+    "none": "none: the protocol is checked, the hardware is not; whoever runs the machine can read its memory",
+    "tpm": "tpm: measured boot and a TPM's word; whoever is root on the machine can still read its memory",
+    "cpu-tee": "cpu-tee: memory is encrypted against the machine's owner, short of physical attacks",
+    "gpu-tee": "gpu-tee: memory of CPU and GPU is encrypted against the machine's owner, short of physical attacks",
+}
+
+
+def describe(contract: Contract) -> list[tuple[str, str]]:
+    """(what, in words) rows, in the order in which one would ask."""
+    platform, recipes = contract.platform, contract.recipes
+    rows = [
+        ("contract", f"{contract.name}, serial {contract.serial}, {contract.digest.hex()[:16]}…"),
+        ("parties", ", ".join(sorted(contract.parties))),
+        ("purpose", contract.purpose),
+    ]
+    rows += [("uses", f"{a.name} as {a.use}, {a.digest.hex()[:16]}…, {_terms(a.terms)}") for a in contract.assets]
+    rows += [("leaves", f"{o.name} as {o.form}, to {', '.join(o.recipients)} alone") for o in contract.outputs]
+    rows += [
+        ("telemetry", ", ".join(contract.telemetry) or "no figures leave while a run goes on"),
+        ("gates", "; ".join(f"{g.metric} at least {g.margin} above the base" for g in contract.gates) or "none"),
+        ("runs", f"at most {contract.runs}: {'/'.join(recipes.methods)} for {'/'.join(recipes.tasks)}, "
+                 f"up to {recipes.max_epochs} epochs"),
+        ("rows", _memorization(contract)),
+        ("assurance", ASSURANCE[platform.assurance]),
+        ("workload", ", ".join(_short(m) for m in platform.measurements) or "none permitted"),
+        ("agent", ", ".join(_short(m) for m in platform.agents) or "none permitted"),
+        ("attester", ", ".join(_short(m) for m in platform.attesters) or "none permitted"),
+        ("regions", ", ".join(platform.regions) or "any"),
+        ("stops", f"within {contract.lease_seconds} seconds after any one party revokes"),
+        ("in force", f"{_day(contract.not_before)} to {_day(contract.expires)}"),
+    ]  # fmt: skip
+    return rows
+
+
+def _memorization(contract: Contract) -> str:
+    if not contract.unbounded_memorization:
+        return "no data owner accepts that what leaves can contain rows"
+    who = ", ".join(contract.unbounded_memorization)
+    return f"{who} accept(s) that a model trained without differential privacy can contain rows"
+
+
+def _terms(terms: Terms) -> str:
+    licences = "/".join(terms.licences) or "no licence named"
+    return f"{terms.sensitivity}, {licences}, may leave as {'/'.join(terms.forms)}"
+
+
+def _short(digest: str) -> str:
+    return f"{digest[:16]}…"
+
+
+def _day(when: int) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(when, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return "no end"

@@ -1,0 +1,139 @@
+"""Jobs from the parties' side: submit a recipe, follow a run, cancel it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..contracts import Contract, Recipe, parse_recipe
+from ..crypto import Envelope, parse_json
+from ..errors import Malformed, Misuse, Unavailable
+from ..sealed import Manifest
+from .agreements import find_contract
+from .control import ControlClient
+from .progress import Progress, Step, silent
+from .supervisor import Home
+
+__all__ = ["Outcome", "cancel_job", "check_recipe", "find_job", "follow", "list_jobs", "submit"]
+
+_FORMS = {"lora": "adapter", "full": "weights"}
+_PREFIX = re.compile(r"[0-9a-f]{4,64}")
+_PATIENCE = 5  # polls in a row without an answer, before following gives up
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. ``gates``: what its signed output says of base and tuned model; ``values``: last telemetry."""
+
+    job: dict[str, Any]
+    values: dict[str, str]
+    gates: tuple[dict[str, Any], ...]
+    recipients: tuple[str, ...]
+
+    @property
+    def succeeded(self) -> bool:
+        return bool(self.job["state"] == "succeeded")
+
+    def document(self) -> dict[str, Any]:
+        job = {k: v for k, v in self.job.items() if k != "job"}
+        return {**job, "gates": list(self.gates), "recipients": list(self.recipients), "values": self.values}
+
+
+def check_recipe(text: str | bytes) -> Recipe:
+    """The same check that brokers make."""
+    return parse_recipe(text)
+
+
+def submit(
+    home: Home, recipe_text: str | bytes, contract: str, party: str, *, output: str | None = None
+) -> dict[str, Any]:
+    """Sign a run of a recipe and queue it. Raises the refusal that a broker would give."""
+    recipe = parse_recipe(recipe_text)
+    client = home.control(party)
+    agreement = find_contract(client, contract)
+    name = output or _output_for(agreement.contract, recipe)
+    job = home.agent(party).sign_job(agreement.contract.envelope, recipe, name)
+    return client.submit(job)
+
+
+def _output_for(contract: Contract, recipe: Recipe) -> str:
+    fitting = [o.name for o in contract.outputs if o.form == _FORMS[recipe.method]]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(o.name for o in contract.outputs) or "none"
+    raise Misuse("job.output", f"Say which output the run makes with --output; the contract lets out: {names}.")
+
+
+def find_job(client: ControlClient, reference: str) -> dict[str, Any]:
+    """By digest or its unique beginning."""
+    if not _PREFIX.fullmatch(reference):
+        raise Misuse("job.reference", "A job is named by its digest, or by at least its first four hex digits.")
+    if len(reference) == 64:
+        return client.job(reference)
+    found = [j["digest"] for j in client.jobs() if j["digest"].startswith(reference)]
+    if len(found) != 1:
+        what = "No job's" if not found else "More than one job's"
+        raise Misuse("job.unknown", f"{what} digest begins so; 'cloister job list' shows them.")
+    return client.job(found[0])
+
+
+def list_jobs(home: Home, party: str | None = None) -> list[dict[str, Any]]:
+    return home.control(home.choose(party)).jobs()
+
+
+def cancel_job(home: Home, reference: str, party: str | None = None) -> dict[str, Any]:
+    client = home.control(home.choose(party))
+    return client.cancel(str(find_job(client, reference)["digest"]))
+
+
+def follow(
+    client: ControlClient,
+    digest: str,
+    *,
+    progress: Progress = silent,
+    on_code: Callable[[str], None] = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Outcome:
+    """Watch a run to its end. A control plane that is away is asked again; raises Unavailable if it stays away."""
+    after, silent_polls = 0, 0
+    values: dict[str, str] = {}
+    while True:
+        try:
+            answer = client.events(digest, after)
+        except Unavailable:
+            silent_polls += 1
+            if silent_polls >= _PATIENCE:
+                raise
+            sleep(1.0)
+            continue
+        silent_polls = 0
+        for entry in answer["events"]:
+            after = int(entry["seq"])
+            values |= _show(entry["event"], progress, on_code)
+        if answer["final"]:
+            return _outcome(client, digest, values)
+
+
+def _show(event: dict[str, Any], progress: Progress, on_code: Callable[[str], None]) -> dict[str, str]:
+    if event["kind"] == "state":
+        on_code(str(event["code"]))
+        return {}
+    values = {str(k): str(v) for k, v in event["values"].items()}
+    progress(Step(str(event["stage"]), int(event["step"]), int(event["total"]), "steps", values))
+    return values
+
+
+def _outcome(client: ControlClient, digest: str, values: dict[str, str]) -> Outcome:
+    job = client.job(digest)
+    if job["state"] != "succeeded":
+        return Outcome(job, values, (), ())
+    record = parse_json(client.release(digest), limit=16 << 20)
+    try:
+        manifest = Manifest.from_payload(Envelope.from_bytes(record["manifest"].encode()).payload)
+        gates, recipients = tuple(manifest.terms["gates"]), tuple(manifest.terms["recipients"])
+    except (KeyError, TypeError, AttributeError):
+        raise Malformed("release.form", "The release record can't be read; update the client.") from None
+    return Outcome(job, values, gates, recipients)

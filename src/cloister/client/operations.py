@@ -1,0 +1,44 @@
+"""Everything that a person does with Cloister, one function each. The command line is a thin layer over this.
+
+``Home`` says where; every function takes it first. Long ones take ``progress``. They raise ``cloister.errors`` and
+return frozen records with ``document()`` for programs.
+"""
+
+from .agreements import find_contract, list_contracts, new_contract, revoke_contract, show_contract, sign_contract
+from .jobs import cancel_job, check_recipe, find_job, follow, list_jobs, submit
+from .logs import show_log, verify_log
+from .parties import create_party, list_parties, parse_card, publish, trust, unlock
+from .pulling import pull
+from .sealing import seal, upload_again
+from .startup import down, run_in_foreground, up
+from .verify import verify_bundle
+
+__all__ = [
+    "cancel_job",
+    "check_recipe",
+    "create_party",
+    "down",
+    "find_contract",
+    "find_job",
+    "follow",
+    "list_contracts",
+    "list_jobs",
+    "list_parties",
+    "new_contract",
+    "parse_card",
+    "publish",
+    "pull",
+    "revoke_contract",
+    "run_in_foreground",
+    "seal",
+    "show_contract",
+    "show_log",
+    "sign_contract",
+    "submit",
+    "trust",
+    "unlock",
+    "up",
+    "upload_again",
+    "verify_bundle",
+    "verify_log",
+]

@@ -1,0 +1,121 @@
+"""Parties: create, export, pin. Trust begins with people who compare fingerprints; the one shortcut says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..contracts import Card, read_card
+from ..crypto import Envelope
+from ..errors import Malformed, Unavailable
+from .supervisor import Home
+
+__all__ = ["Created", "create_party", "list_parties", "parse_card", "publish", "trust", "unlock"]
+
+
+@dataclass(frozen=True)
+class Created:
+    """A new party. ``paired``: parties of this home that were pinned both ways without comparing fingerprints."""
+
+    name: str
+    fingerprint: str
+    port: int
+    paired: tuple[str, ...]
+    locked: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            "locked": list(self.locked),
+            "name": self.name,
+            "paired": list(self.paired),
+            "port": self.port,
+        }
+
+
+def parse_card(text: str | bytes) -> Card:
+    """A card from a file that a party exported. Raises Malformed or Untrusted."""
+    data = text.encode() if isinstance(text, str) else text
+    try:
+        return read_card(Envelope.from_bytes(data.strip(), limit=1 << 20))
+    except Malformed:
+        raise Malformed("card.form", "The file is not a party's card; ask them for 'cloister org export'.") from None
+
+
+def create_party(home: Home, name: str, passphrase: str, *, part_of: str | None = None) -> Created:
+    """Start a new party's broker, publish its card, and pin it mutually with the parties of this home.
+
+    That pinning compares nothing: whoever runs all these parties is one person, who started their brokers. Across
+    machines people compare fingerprints (``trust``).
+    """
+    port = home.start_party(name, passphrase, create=True, part_of=part_of)
+    card = publish(home, name)
+    paired, locked = _pair(home, name)
+    return Created(name, card.fingerprint, port, paired, locked)
+
+
+def publish(home: Home, name: str) -> Card:
+    """Put a party's present card and address into the directory."""
+    agent = home.agent(name)
+    home.control(name).publish(agent.card, f"127.0.0.1:{home.parties()[name]['port']}")
+    return agent.card
+
+
+def _pair(home: Home, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    parties = home.parties()
+    mine = home.agent(name)
+    paired, locked = [], []
+    for other in sorted(set(parties) - {name}):
+        if parties[other]["state"] != "running":
+            locked.append(other)
+            continue
+        theirs = home.agent(other)
+        mine.pin(theirs.card, theirs.card.fingerprint)
+        theirs.pin(mine.card, mine.card.fingerprint)
+        paired.append(other)
+    addresses = {p: f"127.0.0.1:{parties[p]['port']}" for p in (*paired, name)}
+    for party in (*paired, name):
+        home.agent(party).set_peers({p: a for p, a in addresses.items() if p != party})
+    return tuple(paired), tuple(locked)
+
+
+def unlock(home: Home, name: str, passphrase: str) -> Created:
+    """Start an existing party's broker, and do the pairing that was missed while it was locked."""
+    port = home.start_party(name, passphrase, create=False)
+    card = publish(home, name)
+    paired, locked = _pair(home, name)
+    return Created(name, card.fingerprint, port, paired, locked)
+
+
+def trust(home: Home, party: str, card: Card, fingerprint: str | None) -> None:
+    """Pin a card for ``party``; the first of a name needs the fingerprint that people compared."""
+    agent = home.agent(party)
+    agent.pin(card, fingerprint)
+    address = home.control(party).directory().get(card.name, {}).get("address")
+    if address is not None:
+        agent.set_peers({card.name: address})  # a hint only: what answers there must hold the pinned TLS key
+
+
+def list_parties(home: Home) -> list[dict[str, Any]]:
+    """Every party of this home with its pins, and what its broker warns of."""
+    rows = []
+    for name, known in sorted(home.parties().items()):
+        row: dict[str, Any] = {"name": name, "port": known["port"], "state": known["state"]}
+        if known["state"] == "running":
+            row |= _details(home, name)
+        rows.append(row)
+    return rows
+
+
+def _details(home: Home, name: str) -> dict[str, Any]:
+    agent = home.agent(name)
+    try:
+        card, pins = agent.card, agent.pins()
+    except Unavailable as error:
+        return {"problem": error.message}
+    return {
+        "fingerprint": card.fingerprint,
+        "kind": card.kind,
+        "part_of": card.part_of,
+        "pins": {n: {"compromised": bad, "fingerprint": c.fingerprint} for n, (c, bad) in pins.items()},
+    }

@@ -1,0 +1,115 @@
+"""Starting and stopping everything on one machine. The supervisor is a process of its own, not a library."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ..crypto import parse_json
+from ..errors import Misuse, Unavailable, error_from_wire
+from .supervisor import Home
+
+__all__ = ["down", "run_in_foreground", "up"]
+
+_READY_SECONDS = 300.0
+_STOP_SECONDS = 60.0
+_LINE = 1 << 20
+
+
+def _command(home: Home, single_user: bool) -> list[str]:
+    command = [sys.executable, "-m", "cloister.control.embedded", "--home", str(home.path)]
+    return [*command, "--single-user"] if single_user else command
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError:
+        raise Misuse(
+            "home.folder", "The home folder can't be made; choose another with --home or $CLOISTER_HOME."
+        ) from None
+
+
+def up(home: Home, *, single_user: bool = False) -> tuple[dict[str, Any], bool]:
+    """Start what isn't running. Returns (status, whether it was started now). Raises the failing part's own error."""
+    if home.running():
+        return home.status(), False
+    _make_folder(home.path)
+    with (home.path / "supervisor.log").open("ab") as log:
+        process = subprocess.Popen(
+            _command(home, single_user),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    _await_ready(process)
+    deadline = time.monotonic() + _READY_SECONDS
+    while not home.running():  # it says ready just before it listens
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise Unavailable("home.start", "Cloister stopped while starting; its reasons are in supervisor.log.")
+        time.sleep(0.05)
+    return home.status(), True
+
+
+def _await_ready(process: subprocess.Popen[bytes]) -> None:
+    """The supervisor's one line on stdout: ready, or why not."""
+    stdout = process.stdout
+    assert stdout is not None
+    lines: list[bytes] = []
+    reader = threading.Thread(target=lambda: lines.append(stdout.readline()), daemon=True)
+    reader.start()
+    reader.join(_READY_SECONDS)
+    if not lines:
+        process.terminate()
+        raise Unavailable("home.start", "Cloister did not come up in time; its reasons are in supervisor.log.")
+    stdout.close()
+    if not lines[0].strip():
+        process.wait()
+        raise Unavailable("home.start", "Cloister could not start; its reasons are in supervisor.log.")
+    answer = parse_json(lines[0], limit=_LINE)
+    if not isinstance(answer, dict) or answer.get("ready") is not True:
+        process.wait()
+        raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
+
+
+def run_in_foreground(home: Home, *, single_user: bool = False) -> int:
+    """Run the supervisor as this terminal's process until it is interrupted; returns its exit code."""
+    if home.running():
+        raise Misuse("home.running", "Cloister is running here already; stop it with 'cloister down' first.")
+    _make_folder(home.path)
+    process = subprocess.Popen(_command(home, single_user), stdin=subprocess.DEVNULL)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue  # the supervisor got the same signal and is stopping its parts
+
+
+def down(home: Home) -> bool:
+    """Stop everything; False if nothing ran. Returns when the supervisor is gone."""
+    if not home.running():
+        return False
+    pid = int(home.status().get("pid", 0))
+    home.ask({"op": "stop"})
+    deadline = time.monotonic() + _STOP_SECONDS
+    while _alive(pid):
+        if time.monotonic() > deadline:
+            raise Unavailable("home.stop", "Cloister has not stopped yet; look into supervisor.log.")
+        time.sleep(0.05)
+    return True
+
+
+def _alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.waitpid(pid, os.WNOHANG)  # where this process started it, collect it
+    except ChildProcessError:
+        return Path(f"/proc/{pid}").exists()
+    return Path(f"/proc/{pid}").exists()

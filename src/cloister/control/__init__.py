@@ -1,0 +1,12 @@
+"""The control plane: catalogue, store and queue. It sees ciphertext and metadata, and is trusted for availability only.
+
+The tour: ``requests`` (who asks; pure), ``states`` (a job's life; pure), ``directory`` (cards by name), ``objects``
+and ``sink`` (sealed objects), ``agreements`` (contracts, signatures, revocations), ``jobs`` (what parties do),
+``runs`` (what the node does), ``service`` (all of it together), ``api`` (HTTP), ``server`` (the process).
+``embedded`` starts every part on one machine.
+"""
+
+from .limits import Limits
+from .service import ControlPlane
+
+__all__ = ["ControlPlane", "Limits"]

@@ -1,0 +1,254 @@
+"""Sealed objects: uploads that are checked before they count, and who may see which.
+
+An upload lands in a folder of its own and moves to the store only after the manifest's signature and every file's
+root were checked. What fails is removed, so nothing half-checked is ever served.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from ..crypto import Envelope
+from ..errors import CloisterError, Denied, Malformed, Misuse, Unavailable
+from ..sealed import MANIFEST_NAME, Manifest, check_ciphertext, member_name, verify_manifest
+from .database import Database
+from .directory import NODE, Directory
+from .errors import NotFound
+from .limits import Limits
+from .sink import FileSink
+from .tables import contract_assets, contract_parties, jobs, objects, uploads
+
+__all__ = ["ObjectStore"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_INDEX = re.compile(r"0|[1-9][0-9]{0,3}")
+
+
+def check_digest(text: str) -> str:
+    """``text`` if it is a digest. It becomes a folder's name, so nothing else may pass."""
+    if not _DIGEST.fullmatch(text):
+        raise Malformed("object.digest", "A digest is 64 lower-case hex digits.")
+    return text
+
+
+class ObjectStore:
+    """``home``/objects holds what was checked, ``home``/uploads what is arriving."""
+
+    def __init__(self, home: Path, database: Database, directory: Directory, limits: Limits) -> None:
+        self._objects, self._uploads = home / "objects", home / "uploads"
+        self._database, self._directory, self._limits = database, directory, limits
+        for folder in (self._objects, self._uploads):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # --- uploading -------------------------------------------------------------------------------------------------
+
+    def begin(self, digest: str, data: bytes, party: str, *, now: int) -> dict[str, Any]:
+        """Take a signed manifest; the answer says which files are here already. Raises Denied, Untrusted, Malformed."""
+        manifest = self._judge(check_digest(digest), Envelope.from_bytes(data), party)
+        if sum(entry.ciphertext_size for entry in manifest.files) > self._limits.object_bytes:
+            raise Denied("object.size", "The object is larger than this store takes; ask the operator.")
+        if self._stored(digest):
+            return {"have": list(range(len(manifest.files))), "state": "stored"}
+        self._register(digest, party, now)
+        folder = self._folder(digest, party)
+        with storage_errors():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            (folder / MANIFEST_NAME).write_bytes(data)
+        return {"have": self._have(folder, manifest), "state": "open"}
+
+    def _judge(self, digest: str, envelope: Envelope, party: str) -> Manifest:
+        """The manifest, if ``party`` may store it: a party its own, signed by its key; the node a run's output.
+
+        An output is signed by the run's attested key, which only brokers can judge: they do so before they permit
+        its release, and recipients check those permits. Here it only has to belong to a run that is going on.
+        """
+        if party != NODE:
+            key = self._directory.key_of(party)
+            keys = [] if key is None else [key]
+            return verify_manifest(envelope, expected_digest=bytes.fromhex(digest), signer_keys=keys, owner=party)
+        keys = [bytes.fromhex(k) for k, _ in envelope.signatures if _DIGEST.fullmatch(k)]
+        manifest = verify_manifest(envelope, expected_digest=bytes.fromhex(digest), signer_keys=keys)
+        if manifest.asset_class != "artifact" or manifest.job is None or manifest.contract is None:
+            raise Denied("object.node", "The node stores outputs of runs only.")
+        ours = (jobs.c.digest == manifest.job.hex()) & (jobs.c.contract == manifest.contract.hex())
+        with self._database.read() as connection:
+            if connection.execute(select(jobs.c.state).where(ours)).scalar() != "running":
+                raise Denied("object.node", "The output belongs to no run that is going on.")
+        return manifest
+
+    def _register(self, digest: str, party: str, now: int) -> None:
+        with self._database.write() as connection:
+            mine = select(func.count()).select_from(uploads).where(uploads.c.party == party, uploads.c.digest != digest)
+            if connection.execute(mine).scalar_one() >= self._limits.open_uploads:
+                raise Denied("object.uploads", "Too many of your uploads are unfinished; finish or wait for some.")
+            row = upsert(uploads).values(digest=digest, party=party, started=now)
+            connection.execute(row.on_conflict_do_nothing())
+
+    def receive(self, digest: str, index: str, party: str) -> FileSink:
+        """A sink for one file's bytes. Raises NotFound before its manifest, Malformed for an index out of form."""
+        manifest, folder = self._open_upload(digest, party)
+        entry = manifest.files[self._number(index, manifest)]
+        free = shutil.disk_usage(self._uploads).free
+        if free < entry.ciphertext_size + self._limits.free_bytes:
+            raise Unavailable(
+                "store.full", "The store's disk is full; the operator must free space, then upload again."
+            )
+        return FileSink(folder / member_name(int(index)), entry.ciphertext_size)
+
+    def commit(self, digest: str, party: str, *, now: int) -> dict[str, Any]:
+        """Check every root and keep the object. Raises Misuse if files lack; Untrusted, after which nothing is left."""
+        if self._stored(check_digest(digest)):
+            return {"digest": digest, "state": "stored"}
+        manifest, folder = self._open_upload(digest, party)
+        missing = sorted(set(range(len(manifest.files))) - set(self._have(folder, manifest)))
+        if missing:
+            raise Misuse("object.incomplete", f"File {missing[0]} of the object is not uploaded yet.", index=missing[0])
+        try:
+            # Judged again, and the bytes read from the disk: what is kept is what was checked.
+            self._judge(digest, _manifest_envelope(folder), party)
+            for draft in folder.glob(".*"):  # of senders that broke off
+                draft.unlink()
+            check_ciphertext(folder)
+        except CloisterError as error:
+            if not isinstance(error, Unavailable):
+                self._discard(digest, party)
+            raise
+        with storage_errors():
+            os.rename(folder, self._objects / digest)
+        self._keep(digest, manifest, party, now)
+        return {"digest": digest, "state": "stored"}
+
+    def _keep(self, digest: str, manifest: Manifest, party: str, now: int) -> None:
+        row = {
+            "class": manifest.asset_class,
+            "contract": manifest.contract and manifest.contract.hex(),
+            "digest": digest,
+            "files": len(manifest.files),
+            "job": manifest.job and manifest.job.hex(),
+            "name": manifest.name,
+            "owner": manifest.owner,
+            "size": sum(entry.ciphertext_size for entry in manifest.files),
+            "stored": now,
+            "version": manifest.version,
+        }
+        with self._database.write() as connection:
+            connection.execute(insert(objects).values(row))
+            connection.execute(delete(uploads).where(uploads.c.digest == digest, uploads.c.party == party))
+
+    def _discard(self, digest: str, party: str) -> None:
+        shutil.rmtree(self._folder(digest, party), ignore_errors=True)
+        with self._database.write() as connection:
+            connection.execute(delete(uploads).where(uploads.c.digest == digest, uploads.c.party == party))
+
+    def sweep(self, *, now: int) -> None:
+        """At start: forget uploads that nobody finished in time, and folders that no row knows."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(uploads)).all()
+            known = set(connection.execute(select(objects.c.digest)).scalars())
+        for row in rows:
+            if row.started < now - self._limits.upload_seconds:
+                self._discard(row.digest, row.party)
+        for folder in self._objects.iterdir():
+            if folder.name not in known:  # renamed, but the machine stopped before the row was written
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, digest: str, party: str) -> Path:
+        return self._uploads / f"{digest}.{party}"
+
+    def _open_upload(self, digest: str, party: str) -> tuple[Manifest, Path]:
+        folder = self._folder(check_digest(digest), party)
+        if not (folder / MANIFEST_NAME).is_file():
+            raise NotFound("object.unknown", "There is no such upload; send the manifest first.")
+        return Manifest.from_payload(_manifest_envelope(folder).payload), folder
+
+    @staticmethod
+    def _have(folder: Path, manifest: Manifest) -> list[int]:
+        return [i for i in range(len(manifest.files)) if (folder / member_name(i)).is_file()]
+
+    @staticmethod
+    def _number(index: str, manifest: Manifest) -> int:
+        if not _INDEX.fullmatch(index) or int(index) >= len(manifest.files):
+            raise Malformed("object.index", "A file's index is a number below the manifest's count of files.")
+        return int(index)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    def _stored(self, digest: str) -> bool:
+        with self._database.read() as connection:
+            return connection.execute(select(objects.c.stored).where(objects.c.digest == digest)).first() is not None
+
+    def manifest_path(self, digest: str, party: str) -> Path:
+        self._check_visible(check_digest(digest), party)
+        return self._objects / digest / MANIFEST_NAME
+
+    def file_path(self, digest: str, index: str, party: str) -> Path:
+        self._check_visible(check_digest(digest), party)
+        manifest = Manifest.from_payload(_manifest_envelope(self._objects / digest).payload)
+        return self._objects / digest / member_name(self._number(index, manifest))
+
+    def _check_visible(self, digest: str, party: str) -> None:
+        query = select(objects.c.digest).where(objects.c.digest == digest, visible_to(party))
+        with self._database.read() as connection:
+            if connection.execute(query).first() is None:
+                raise NotFound("object.unknown", "There is no such object here, or it is not shared with you.")
+
+    def listing(self, party: str, name: str | None) -> list[dict[str, Any]]:
+        """Metadata of what ``party`` may see, newest versions first."""
+        query = select(objects).where(visible_to(party))
+        if name is not None:
+            query = query.where(objects.c.name == name)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(objects.c.name, objects.c.version.desc())).all()
+        return [_metadata(row) for row in rows]
+
+    def missing(self, connection: Connection, digests: list[str]) -> list[str]:
+        """Which of ``digests`` are not stored."""
+        found = connection.execute(select(objects.c.digest).where(objects.c.digest.in_(digests))).scalars()
+        return sorted(set(digests) - set(found))
+
+
+def visible_to(party: str) -> Any:
+    """The SQL condition on ``objects``: the owner, the node, and parties of a contract that names the object.
+
+    An asset counts as named only in a contract that its owner signed: nobody gains sight of it by a mere proposal.
+    """
+    if party == NODE:
+        return objects.c.digest.is_not(None)
+    mine = select(contract_parties.c.contract).where(contract_parties.c.party == party)
+    agreed = (
+        select(contract_assets.c.asset)
+        .join(contract_parties, contract_parties.c.contract == contract_assets.c.contract)
+        .where(contract_parties.c.signed == 1, contract_parties.c.party == objects.c.owner)
+        .where(contract_assets.c.contract.in_(mine))
+    )
+    output_of_mine = and_(objects.c["class"] == "artifact", objects.c.contract.in_(mine))
+    return or_(objects.c.owner == party, objects.c.digest.in_(agreed), output_of_mine)
+
+
+def _metadata(row: Row[Any]) -> dict[str, Any]:
+    return {key: value for key, value in row._mapping.items() if value is not None}
+
+
+def _manifest_envelope(folder: Path) -> Envelope:
+    return Envelope.from_bytes((folder / MANIFEST_NAME).read_bytes())
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Disk errors become Unavailable, without a path in the message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable("store.full", "The store's disk is full; free space on it, then try again.") from None
+        raise Unavailable("store.disk", "The store's disk failed; see the control plane's machine.") from None

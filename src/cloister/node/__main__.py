@@ -1,0 +1,96 @@
+"""``python -m cloister.node --home DIR --control URL --image DIR``: the node agent of one machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from ..crypto import SigningKey, sha256
+from ..errors import CloisterError, Misuse
+from .agent import Agent
+from .attester import TpmAttester
+from .control_link import ControlLink
+from .launcher import Launcher, image_measurement
+from .measure import TreeEntry, tree_digest
+from .uids import allocate_uid
+
+__all__ = ["main"]
+
+_SOFTWARE_TPM = "software TPM: assurance level none"
+
+
+def main() -> int:
+    """Print one JSON line: ready with what this node claims of itself, or why not; then serve until SIGTERM."""
+    os.umask(0o077)
+    parser = argparse.ArgumentParser(prog="python -m cloister.node")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--control", required=True)
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--tpm", default="swtpm", help="swtpm, or a TCTI such as device:/dev/tpmrm0")
+    options = parser.parse_args()
+    try:
+        _serve(options.home.absolute(), options.control, options.image.absolute(), options.tpm)
+    except CloisterError as fault:
+        print(json.dumps({"error": fault.to_wire(), "ready": False}), flush=True)
+        return fault.exit_code
+    return 0
+
+
+def _serve(home: Path, control: str, image: Path, tpm: str) -> None:
+    key = _read_key()
+    agent_measurement = _own_measurement()
+    with _attester(tpm, home / "tpm", agent_measurement) as attester:
+        link = ControlLink(control, key)
+        claims = {
+            "agent": agent_measurement.hex(),
+            "attester": attester.attester_id,
+            "hardware": _SOFTWARE_TPM if tpm == "swtpm" else "TPM with an unverified endorsement key: level none",
+            "level": "none",
+            "measurement": image_measurement(image).hex(),
+        }
+        link.post("/v1/node/hello", claims)
+        # The sandbox never runs as root; an agent that is root starts it as a user of its own.
+        run_as = (allocate_uid(home, "sandbox"),) * 2 if os.geteuid() == 0 else None
+        agent = Agent(home, link, Launcher(image, attester, run_as=run_as))
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: _stop(stop))
+        print(json.dumps({"ready": True, **claims}), flush=True)
+        agent.serve(stop.is_set)
+
+
+def _own_measurement() -> bytes:
+    """This agent's source, 32 bytes. Compiled files are left out: they come and go, and whoever could plant one
+    could replace the interpreter too. What vouches for the agent is measured boot, where there is any."""
+    root = Path(__file__).resolve().parents[1]
+    files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    return tree_digest(tuple(TreeEntry(name, "f", sha256((root / name).read_bytes())) for name in files))
+
+
+def _stop(stop: threading.Event) -> None:
+    stop.set()
+    raise SystemExit(0)  # out of a long poll or a running job; sandboxes die with this process
+
+
+def _read_key() -> SigningKey:
+    """The node's request-signing seed, from standard input: never argv, environment or disk."""
+    line = sys.stdin.readline().strip()
+    try:
+        return SigningKey(bytes.fromhex(line))
+    except ValueError:
+        raise Misuse("node.key", "Give the node's signing seed as one line of hex on standard input.") from None
+
+
+def _attester(tpm: str, state: Path, agent_measurement: bytes) -> TpmAttester:
+    if tpm == "swtpm":
+        return TpmAttester.software(state, agent_measurement)
+    return TpmAttester.hardware(tpm, state, agent_measurement)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Opening a sealed object: verify what it claims to be, then read files at any position, every byte checked."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from ..crypto import Envelope
+from ..crypto.streaming import AES256_GCM_HKDF_1MB, StreamReader
+from ..errors import CloisterError, Internal, Misuse, Unavailable, Untrusted
+from .binding import associated_data, check_dek, file_key, verify_manifest
+from .folder import member_name, open_member, read_envelope
+from .models import FileEntry, Manifest
+from .roots import RootLedger
+
+__all__ = ["SealedFile", "SealedObject", "open_sealed"]
+
+_BUFFER = 128 * 1024
+
+
+def open_sealed(
+    folder: Path, *, dek: bytes, expected_digest: bytes, signer_keys: Iterable[bytes], owner: str | None = None
+) -> SealedObject:
+    """Open the sealed object in ``folder``. The folder may belong to a hostile host; nothing in it is believed.
+
+    Raises Untrusted (not the expected manifest, not signed by one of ``signer_keys``, not ``owner``'s, another
+    key, sizes that differ, files missing), Malformed or Unavailable.
+    """
+    envelope = read_envelope(folder)
+    # 1.–4. Digest, signature, form and owner of the manifest.
+    manifest = verify_manifest(envelope, expected_digest=expected_digest, signer_keys=signer_keys, owner=owner)
+    # 5. The key is the one that the manifest commits to, so its ciphertext opens in one way only.
+    check_dek(manifest, dek)
+    # 6. Every file is there with the size that was signed.
+    for index, entry in enumerate(manifest.files):
+        open_member(folder, member_name(index), entry.ciphertext_size).close()
+    # 7. Segments are checked one by one when they are read, and roots by check_roots.
+    return SealedObject(folder, envelope, manifest, file_key(dek))
+
+
+class SealedFile(io.BufferedReader):
+    """Plaintext of one file: read-only, seekable, with its ``size`` in bytes as fsspec's files have."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        super().__init__(reader, _BUFFER)
+        self.size = reader.size
+
+
+class SealedObject:
+    """A verified object, from ``open_sealed``. Close it, or use it in ``with``: that drops the key.
+
+    Files may be read by several threads, each through a file of its own. Not across ``fork``: open it anew there.
+    """
+
+    def __init__(self, folder: Path, envelope: Envelope, manifest: Manifest, key: bytes) -> None:
+        self.envelope = envelope
+        self.manifest = manifest
+        self._folder = folder
+        self._key: bytes | None = key
+        self._index = {entry.path: i for i, entry in enumerate(manifest.files)}
+        self._ledger = RootLedger(manifest.files)
+        self._check: threading.Thread | None = None
+        self._stop = threading.Event()
+
+    @property
+    def digest(self) -> bytes:
+        """The asset's digest, 32 bytes."""
+        return self.envelope.digest
+
+    def paths(self) -> tuple[str, ...]:
+        """In the manifest's order."""
+        return tuple(self._index)
+
+    def entry(self, path: str) -> FileEntry:
+        return self.manifest.files[self._find(path)]
+
+    def _find(self, path: str) -> int:
+        if path not in self._index:
+            raise Misuse("sealed.path", "The sealed object has no file of that path; list its paths.")
+        return self._index[path]
+
+    def open(self, path: str) -> SealedFile:
+        """A seekable, read-only binary file of plaintext. Its last and first segments are checked before it returns.
+
+        Raises Misuse (no such path, object closed), Untrusted or Unavailable; reading raises those two as well.
+        """
+        key = self._held_key()
+        index = self._find(path)
+        entry = self.manifest.files[index]
+        file = open_member(self._folder, member_name(index), entry.ciphertext_size)
+        aad = associated_data(self.manifest, self.manifest.dek_commit, path, index)
+        try:
+            reader = StreamReader(file, key, aad, observe=self._ledger.observer(index))
+        except BaseException:
+            file.close()
+            raise
+        if reader.size != entry.plaintext_size:  # it grew between two looks at it
+            reader.close()
+            raise Untrusted("sealed.size", "A file of the sealed object has not the size that its manifest names.")
+        return SealedFile(reader)
+
+    def read(self, path: str) -> bytes:
+        """All of one file. Only for what is known to be small; sizes are in ``entry``."""
+        with self.open(path) as file:
+            return file.read()
+
+    def check_roots(self, *, background: bool = False) -> None:
+        """Hash every block that wasn't read yet and compare the roots with the manifest's.
+
+        Raises Untrusted or Unavailable. In the background it returns at once, and ``require_complete`` waits for it
+        and raises what it found.
+        """
+        self._held_key()
+        if not background:
+            self._check_all()
+        elif self._check is None:
+            self._check = threading.Thread(target=self._check_quietly, name="cloister-check", daemon=True)
+            self._check.start()
+
+    def require_complete(self) -> None:
+        """Call before anything is released. Returns only if all roots are right and all that was read, up to
+        now, was that same ciphertext. Raises Untrusted otherwise, and then ever again."""
+        self._held_key()
+        if self._check is not None:
+            self._check.join()
+        self._ledger.require_complete()
+
+    def _held_key(self) -> bytes:
+        if self._key is None:
+            raise Misuse("sealed.closed", "The sealed object is closed; open it again.")
+        return self._key
+
+    def _check_quietly(self) -> None:
+        try:
+            self._check_all()
+        except CloisterError as error:
+            self._ledger.fail(error)
+        except Exception:  # noqa: BLE001  a thread has no caller; require_complete raises it instead
+            self._ledger.fail(Internal("sealed.check", "The check of a sealed object broke off; report this."))
+
+    def _check_all(self) -> None:
+        buffer = memoryview(bytearray(AES256_GCM_HKDF_1MB.segment_size))
+        for index, entry in enumerate(self.manifest.files):
+            missing = self._ledger.missing(index)
+            if not missing:
+                continue
+            with open_member(self._folder, member_name(index), entry.ciphertext_size) as file:
+                for number in missing:
+                    if self._stop.is_set():
+                        return
+                    self._ledger.enter(index, number, _read_block(file, number, entry.ciphertext_size, buffer))
+        self._ledger.require_intact()  # what readers saw counts as well
+
+    def close(self) -> None:
+        """Stop checking and drop the key. Files that are still open can be closed, but not read any further."""
+        self._key = None
+        self._stop.set()
+        if self._check is not None:
+            self._check.join()
+        self._ledger.close()
+
+    def __enter__(self) -> SealedObject:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SealedObject({self.manifest.name} version {self.manifest.version}, {self.digest.hex()})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an open sealed object holds a key and is not pickled")
+
+
+def _read_block(file: io.FileIO, number: int, size: int, buffer: memoryview) -> memoryview:
+    start = number * len(buffer)
+    block = buffer[: min(len(buffer), size - start)]
+    try:
+        file.seek(start)
+        done = 0
+        while done < len(block):
+            n = file.readinto(block[done:])
+            if not n:
+                raise Untrusted("stream.truncated", "A sealed file became shorter while it was being read.")
+            done += n
+    except OSError:
+        raise Unavailable("storage.read", "A sealed file can't be read; check the storage and try again.") from None
+    return block

@@ -1,0 +1,82 @@
+"""From two open sealed assets to files and figures: read, train, evaluate, gate. No key and no socket in here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+from ..contracts import Gate, Recipe
+from .data import read_table
+from .evaluation import apply_gates
+from .training import (
+    CheckpointSink,
+    Lease,
+    Progress,
+    TrainingResult,
+    export_files,
+    load_base,
+    run_training,
+    usage_snippet,
+)
+
+__all__ = ["Inputs", "Outcome", "Readable", "train_and_evaluate"]
+
+
+class Readable(Protocol):
+    """A folder of files by path; a ``sealed.SealedObject`` is one."""
+
+    def paths(self) -> tuple[str, ...]: ...
+
+    def open(self, path: str) -> BinaryIO: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the job and the contract fix."""
+
+    recipe: Recipe
+    data: Readable
+    base: Readable
+    gates: Sequence[Gate]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``files``: adapter or model; ``evaluation``, ``gates``: canonical documents; ``usage``: code for the card."""
+
+    files: Mapping[str, bytes]
+    evaluation: Mapping[str, Any]
+    gates: Sequence[Mapping[str, Any]]
+    usage: str
+
+
+def train_and_evaluate(inputs: Inputs, *, sink: CheckpointSink, progress: Progress, lease: Lease) -> Outcome:
+    """Raises what the ports raise, and Misuse or Malformed for data or a base that don't fit the recipe."""
+    with contextlib.ExitStack() as stack:
+        table = read_table(_files(inputs.data, stack), inputs.recipe.columns.names())
+        base = load_base(_files(inputs.base, stack))
+    result = run_training(inputs.recipe, base, table, sink=sink, progress=progress, lease=lease)
+    gates = apply_gates(inputs.gates, result.evaluation.scores)
+    return Outcome(
+        files=export_files(result),
+        evaluation={**result.evaluation.document(), **_timings(result)},
+        gates=[gate.document() for gate in gates],
+        usage=usage_snippet(result),
+    )
+
+
+def _files(source: Readable, stack: contextlib.ExitStack) -> dict[str, BinaryIO]:
+    return {path: stack.enter_context(source.open(path)) for path in source.paths()}
+
+
+def _timings(result: TrainingResult) -> dict[str, str | int]:
+    """What the training loop alone took; decimal text, because canonical documents hold no fractions."""
+    timings = result.timings
+    return {
+        "resumed_from": timings.resumed_from,
+        "train_seconds": f"{timings.train_seconds:.3f}",
+        "train_steps": timings.steps,
+        "train_tokens": timings.tokens,
+    }

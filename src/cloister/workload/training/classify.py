@@ -1,0 +1,92 @@
+"""Classification: frozen embeddings → the base's own best → the encoder with a head → training → answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...contracts.recipe import Recipe
+from ..data import Table, label_names, split_rows
+from ..evaluation import Baseline, Probe, baseline, evaluate_classification, fit_probe
+from .adapters import add_lora
+from .base_model import BaseModel
+from .batching import Row, collate_labelled
+from .heads import PooledClassifier, choose_pooling
+from .predict import embeddings, logits
+from .run import Ports, Timings, TrainingResult, device, train
+from .tokenize import encode_labelled
+
+__all__ = ["run_classification"]
+
+
+def run_classification(recipe: Recipe, base: BaseModel, table: Table, ports: Ports) -> TrainingResult:
+    """See ``engine.run_training``."""
+    timings = Timings()
+    texts, names = _texts(recipe, table), table.column(recipe.columns.target)
+    labels = label_names(names)
+    split = split_rows(texts, names, recipe.validation, recipe.seed)
+    model, max_length = _classifier(recipe, base, len(labels))
+    number = {name: place for place, name in enumerate(labels)}
+    rows = encode_labelled(base.tokenizer, texts, [number[name] for name in names], max_length)
+    training, validation = [rows[r] for r in split.training], [rows[r] for r in split.validation]
+    probe, compared = _probe(model, base, training, validation, len(labels), recipe.seed, ports, timings)
+    _equip(model, recipe, probe)
+    train(model, recipe, base, training, collate_labelled, ports, timings)
+    ports.progress.report("evaluate", 0, 1, {})
+    with timings.measure("predict"):
+        answers = logits(model, validation, base.tokens.pad, ports.lease).argmax(axis=1).astype(np.int64)
+    truth = np.array([row.target for row in validation], dtype=np.int64)
+    evaluation = evaluate_classification(
+        truth, compared.predictions, answers, base_kind=compared.kind, seed=recipe.seed
+    )
+    ports.progress.report("evaluate", 1, 1, {"accuracy": f"{evaluation.scores['accuracy'].tuned:f}"})
+    return TrainingResult(recipe, base, model, evaluation, max_length, labels, model.pooling, timings)
+
+
+def _texts(recipe: Recipe, table: Table) -> list[str]:
+    assert recipe.columns.input is not None  # parse_recipe: a classification names its text column
+    return table.column(recipe.columns.input)
+
+
+def _classifier(recipe: Recipe, base: BaseModel, labels: int) -> tuple[PooledClassifier, int]:
+    pooling = choose_pooling(recipe.pooling, base)
+    encoder: Any = base.encoder()
+    max_length = base.max_length(recipe.max_length, encoder)
+    torch.manual_seed(recipe.seed)
+    model = PooledClassifier(encoder, int(encoder.config.hidden_size), labels, pooling)
+    return model.to(device()), max_length
+
+
+def _probe(
+    model: PooledClassifier,
+    base: BaseModel,
+    training: list[Row],
+    validation: list[Row],
+    labels: int,
+    seed: int,
+    ports: Ports,
+    timings: Timings,
+) -> tuple[Probe, Baseline]:
+    """The frozen base's probe, fitted on the training rows, and the base's best answers on the validation rows."""
+    ports.progress.report("prepare", 0, 2, {})
+    with timings.measure("embed"):
+        seen = embeddings(model, training, base.tokens.pad, ports.lease)
+        held = embeddings(model, validation, base.tokens.pad, ports.lease)
+    ports.progress.report("prepare", 1, 2, {})
+    targets, truth = (np.array([row.target for row in part], dtype=np.int64) for part in (training, validation))
+    with timings.measure("probe"):
+        probe = fit_probe(seen, targets, labels, seed)
+    ports.progress.report("prepare", 2, 2, {})
+    return probe, baseline(probe, held, truth, targets)
+
+
+def _equip(model: PooledClassifier, recipe: Recipe, probe: Probe) -> None:
+    """The head begins as the probe: training starts from the base's best instead of distorting the encoder to meet a
+    random head (Kumar et al. 2022, "Fine-tuning can distort pretrained features")."""
+    model.start_head(torch.from_numpy(probe.weight), torch.from_numpy(probe.bias))
+    torch.manual_seed(recipe.seed)
+    if recipe.lora is not None:
+        encoder: Any = add_lora(model.encoder, recipe.lora, causal=False)
+        model.encoder = encoder

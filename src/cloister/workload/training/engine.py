@@ -1,0 +1,37 @@
+"""One training, from rows to a tuned model and its answers on the validation rows. Start reading here."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ...contracts.recipe import Recipe
+from ..data import Table
+from .base_model import BaseModel
+from .classify import run_classification
+from .generate import run_generation
+from .ports import CheckpointSink, Lease, Progress
+from .run import Ports, TrainingResult
+
+__all__ = ["run_training"]
+
+
+def run_training(
+    recipe: Recipe, base: BaseModel, table: Table, *, sink: CheckpointSink, progress: Progress, lease: Lease
+) -> TrainingResult:
+    """Train as the recipe says, on the table's rows, and compare with the base on the validation rows.
+
+    Goes on from the sink's newest checkpoint if there is one: on one machine and thread count the result is bit for
+    bit that of an uninterrupted run. Raises what the ports raise, and Misuse or Malformed for rows or a base that
+    don't fit.
+    """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    # The tokenizers' own thread pool would fight the matrix products for the same cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    ports = Ports(sink, progress, lease)
+    lease.check()
+    if recipe.task == "classification":
+        return run_classification(recipe, base, table, ports)
+    return run_generation(recipe, base, table, ports)

@@ -1,0 +1,72 @@
+"""The release files: what plain peft, transformers and safetensors open without Cloister."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from .adapters import lora_state
+from .run import TrainingResult
+from .tensors import write_tensors
+
+__all__ = ["export_files"]
+
+# transformers refuses safetensors files that don't say which framework wrote them.
+_FORMAT = {"format": "pt"}
+
+
+def export_files(result: TrainingResult) -> dict[str, bytes]:
+    """Name → bytes: ``adapter/…`` for LoRA, ``model/…`` for full; a classifier adds its head, labels, pooling.
+
+    Nothing names this machine: the adapter says it belongs to the base's asset name.
+    """
+    lora = result.recipe.lora is not None
+    folder = "adapter" if lora else "model"
+    files = _adapter(result) if lora else _full(result)
+    if result.labels is not None:
+        files |= _head(result)
+    return {f"{folder}/{name}": data for name, data in sorted(files.items())}
+
+
+def _adapter(result: TrainingResult) -> dict[str, bytes]:
+    peft_model = _body(result)
+    config: dict[str, Any] = peft_model.peft_config["default"].to_dict()
+    config.update(base_model_name_or_path=result.recipe.base, inference_mode=True, revision=None)
+    return {
+        "adapter_model.safetensors": write_tensors(lora_state(peft_model), _FORMAT),
+        "adapter_config.json": _json({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}),
+    }
+
+
+def _full(result: TrainingResult) -> dict[str, bytes]:
+    model = _body(result)
+    state: dict[str, torch.Tensor] = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+    config = {k: v for k, v in result.base.config.items() if k not in ("torch_dtype", "_name_or_path")}
+    config.update(architectures=[type(model).__name__], dtype="float32")
+    return {
+        **result.base.carried,
+        "config.json": _json(config),
+        "model.safetensors": write_tensors(revert_weight_conversion(model, state), _FORMAT),
+    }
+
+
+def _head(result: TrainingResult) -> dict[str, bytes]:
+    assert result.pooling is not None  # set together with the labels
+    pooling = {"max_length": result.max_length, "mode": result.pooling.mode, "normalize": result.pooling.normalize}
+    return {
+        "head.safetensors": write_tensors(result.model.exported_head(), _FORMAT),
+        "labels.json": _json(list(result.labels or ())),
+        "pooling.json": _json(pooling),
+    }
+
+
+def _body(result: TrainingResult) -> Any:
+    return result.model if result.labels is None else result.model.encoder
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=str) + "\n").encode()

@@ -1,0 +1,97 @@
+"""Running a model over rows without learning: embeddings, logits, and each completion's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from .batching import IGNORED, Row, collate_causal, collate_labelled
+from .heads import PooledClassifier
+from .ports import Lease
+
+__all__ = ["CompletionLoss", "completion_losses", "embeddings", "logits"]
+
+_TOKENS = 4096  # padded tokens of a batch: enough to fill the cores, little memory
+Floats = NDArray[np.float32]
+
+
+def embeddings(model: PooledClassifier, rows: Sequence[Row], pad: int, lease: Lease) -> Floats:
+    """(rows, width): pooled embeddings in float32, in the order of ``rows``."""
+
+    def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return model.embed(batch["input_ids"], batch["attention_mask"])
+
+    return _run(model, rows, partial(collate_labelled, pad=pad), step, lease)
+
+
+def logits(model: PooledClassifier, rows: Sequence[Row], pad: int, lease: Lease) -> Floats:
+    """(rows, labels)."""
+
+    def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        found: torch.Tensor = model(batch["input_ids"], batch["attention_mask"])["logits"]
+        return found
+
+    return _run(model, rows, partial(collate_labelled, pad=pad), step, lease)
+
+
+class CompletionLoss:
+    """Per row: summed negative log likelihood in nats, and how many tokens it sums over."""
+
+    def __init__(self, nats: Floats, tokens: NDArray[np.int64]) -> None:
+        self.nats = nats
+        self.tokens = tokens
+
+
+def completion_losses(model: nn.Module, rows: Sequence[Row], pad: int, lease: Lease) -> CompletionLoss:
+    """The loss of every row's completion under ``model``, tokens after the first that can be predicted."""
+
+    def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+        targets = batch["labels"][:, 1:]
+        each = F.cross_entropy(found.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        return torch.stack([each.sum(1), (targets != IGNORED).sum(1).float()], dim=1)
+
+    both = _run(model, rows, partial(collate_causal, pad=pad), step, lease)
+    return CompletionLoss(both[:, 0], both[:, 1].astype(np.int64))
+
+
+def _run(
+    model: nn.Module,
+    rows: Sequence[Row],
+    collate: Callable[[Sequence[Row]], Mapping[str, torch.Tensor]],
+    step: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
+    lease: Lease,
+) -> Floats:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    pieces: list[tuple[list[int], Any]] = []
+    with torch.inference_mode():
+        for places in _batches(rows):
+            lease.check()
+            batch = {k: v.to(device) for k, v in collate([rows[p] for p in places]).items()}
+            pieces.append((places, step(batch).float().cpu().numpy()))
+    model.train(was_training)
+    out = np.empty((len(rows), pieces[0][1].shape[1]), dtype=np.float32)
+    for places, values in pieces:
+        out[places] = values
+    return out
+
+
+def _batches(rows: Sequence[Row]) -> list[list[int]]:
+    """Row numbers by length, cut so that each padded batch holds about ``_TOKENS``."""
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
+    out: list[list[int]] = []
+    for place in order:
+        if out and len(rows[place].ids) * (len(out[-1]) + 1) <= _TOKENS:
+            out[-1].append(place)
+        else:
+            out.append([place])
+    return out

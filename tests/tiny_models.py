@@ -1,0 +1,142 @@
+"""Very small random models in the published layout, as bytes: fast to load, and every code path is the real one."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+WORDS = (
+    "card lost stolen money transfer arrived late pin wrong app phone bank account fee charged exchange rate top up "
+    "cash machine limit the my is was i to a in not why when how please help today there and it"
+).split()
+
+
+def _tokenizer(special: list[str], begin: str | None) -> bytes:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    vocab = {word: place for place, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(special)
+    if begin is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, vocab[begin])]
+        )
+    return tokenizer.to_str().encode()
+
+
+def _weights(model: Any) -> bytes:
+    from safetensors.torch import save
+
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:  # tied weights once, as the hub stores them
+            seen.add(tensor.data_ptr())
+            state[name] = tensor.contiguous()
+    return save(state, {"format": "pt"})
+
+
+@cache
+def tiny_bert() -> Mapping[str, bytes]:
+    """A sentence encoder of two layers with mean pooling and a normalized output."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    config = BertConfig(
+        vocab_size=len(special) + len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=40, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return {
+        "config.json": json.dumps(config.to_dict()).encode(),
+        "model.safetensors": _weights(BertModel(config)),
+        "tokenizer.json": _tokenizer(special, "[CLS]"),
+        "tokenizer_config.json": json.dumps(
+            {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "tokenizer_class": "PreTrainedTokenizerFast"}
+        ).encode(),
+        "modules.json": b'[{"type": "sentence_transformers.models.Normalize"}]',
+        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        "README.md": b"a model card",
+    }  # fmt: skip
+
+
+@cache
+def tiny_llama(*, tied: bool = True) -> Mapping[str, bytes]:
+    """A decoder of two layers with grouped keys."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    special = ["<s>", "</s>", "[UNK]"]
+    config = LlamaConfig(
+        vocab_size=len(special) + len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+        pad_token_id=1, tie_word_embeddings=tied,
+    )  # fmt: skip
+    torch.manual_seed(2)
+    return {
+        "config.json": json.dumps(config.to_dict()).encode(),
+        "model.safetensors": _weights(LlamaForCausalLM(config)),
+        "tokenizer.json": _tokenizer(special, "<s>"),
+        "tokenizer_config.json": json.dumps(
+            {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]", "tokenizer_class": "PreTrainedTokenizerFast"}
+        ).encode(),
+        "generation_config.json": b'{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}',
+    }  # fmt: skip
+
+
+def readers(files: Mapping[str, bytes], **changed: bytes | None) -> dict[str, io.BytesIO]:
+    """Fresh binary readers; ``changed`` replaces files (``__`` for ``.``), None leaves one out."""
+    merged: dict[str, bytes | None] = {**files, **{name.replace("__", "."): data for name, data in changed.items()}}
+    return {name: io.BytesIO(data) for name, data in merged.items() if data is not None}
+
+
+def banking_csv(rows: int = 120) -> bytes:
+    """Made-up queries of four kinds that a tiny model can learn."""
+    kinds = {"card": "card lost", "cash": "cash machine", "fee": "fee charged", "top_up": "top up"}
+    lines = ["text,label"]
+    for row in range(rows):
+        label = list(kinds)[row % 4]
+        extra = " ".join(WORDS[(row * 7 + k * 5) % len(WORDS)] for k in range(1 + row % 6))
+        lines.append(f"{kinds[label]} {extra} {row % 3},{label}")
+    return ("\n".join(lines) + "\n").encode()
+
+
+class MemorySink:
+    """A checkpoint sink that keeps everything. ``stop_at``: raise when that step was saved, as a killed run would end."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.saved: dict[int, dict[str, bytes]] = {}
+        self.stop_at = stop_at
+
+    def save(self, step: int, blobs: Mapping[str, bytes]) -> None:
+        self.saved[step] = dict(blobs)
+        if step == self.stop_at:
+            raise InterruptedError("killed")
+
+    def latest(self) -> tuple[int, Mapping[str, bytes]] | None:
+        return max(self.saved.items()) if self.saved else None
+
+
+class Recorder:
+    """Progress and lease in one: keeps the reports, counts the checks, ends the lease at a given check."""
+
+    def __init__(self, lose_at: int | None = None) -> None:
+        self.reports: list[tuple[str, int, int, dict[str, str]]] = []
+        self.checks = 0
+        self.lose_at = lose_at
+
+    def report(self, stage: str, step: int, total: int, values: Mapping[str, str]) -> None:
+        self.reports.append((stage, step, total, dict(values)))
+
+    def check(self) -> None:
+        from cloister.errors import Denied
+
+        self.checks += 1
+        if self.lose_at is not None and self.checks >= self.lose_at:
+            raise Denied("lease.expired", "A key lease ended before it was renewed.")

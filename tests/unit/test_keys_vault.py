@@ -1,0 +1,310 @@
+"""The file vault: KEKs, epochs, named secrets, passphrases, and durable, exclusive changes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cloister.crypto import Argon2Params, SigningKey
+from cloister.errors import Denied, Malformed, Misuse, Unavailable, Untrusted
+from cloister.keys import HPKE, SIGNING, FileVault, KeyVault, WrappedKey, hpke_key, provision_party
+from cloister.keys import storage as storage_module
+from tests.sealing import CHEAP
+
+PASSPHRASE = b"correct horse battery"
+DEK = bytes(range(32))
+DIGEST = b"manifest digest of 32 bytes....."
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[FileVault]:
+    with FileVault.create(tmp_path / "v" / "vault.json", PASSPHRASE, "hospital", params=CHEAP) as made:
+        yield made
+
+
+def path_of(vault: FileVault) -> Path:
+    return vault._path
+
+
+def again(vault: FileVault, **kw: int) -> FileVault:
+    return FileVault.unlock(path_of(vault), PASSPHRASE, **kw)
+
+
+def test_a_new_vault(vault: FileVault) -> None:
+    port: KeyVault = vault  # it has all that the port asks for
+    assert (port.owner, port.epoch, port.revision, port.epochs(), port.secret_names()) == ("hospital", 1, 1, (1,), ())
+    assert len(vault.kek_id) == 32
+    assert stat.S_IMODE(path_of(vault).stat().st_mode) == 0o600
+    assert stat.S_IMODE(path_of(vault).parent.stat().st_mode) == 0o700
+    assert os.listdir(path_of(vault).parent) == ["vault.json"]
+    assert again(vault).kek_id == vault.kek_id
+
+
+def test_wrapping(vault: FileVault) -> None:
+    wrapped = vault.wrap(DEK, DIGEST)
+    assert (wrapped.kek_id, wrapped.epoch, len(wrapped.box)) == (vault.kek_id, 1, 60)
+    assert again(vault).unwrap(WrappedKey.from_document(wrapped.to_document()), DIGEST) == DEK
+    assert vault.wrap(DEK, DIGEST).box != wrapped.box
+
+
+def test_rotation_keeps_old_keys_readable_until_they_are_destroyed(vault: FileVault) -> None:
+    old = vault.wrap(DEK, DIGEST)
+    assert vault.rotate_kek() == 2
+    new = vault.rewrap(old, DIGEST)
+    assert (vault.epoch, new.epoch, vault.epochs()) == (2, 2, (1, 2))
+    assert vault.unwrap(old, DIGEST) == vault.unwrap(new, DIGEST) == DEK
+    vault.destroy_epoch(1)
+    for held in (vault, again(vault)):
+        assert held.unwrap(new, DIGEST) == DEK
+        with pytest.raises(Denied) as info:
+            held.unwrap(old, DIGEST)
+        assert info.value.code == "wrap.epoch"
+    assert vault.rotate_kek() == 3  # an epoch's number is never used again
+    for epoch in (1, 3, 9):
+        with pytest.raises(Misuse) as misuse:
+            vault.destroy_epoch(epoch)
+        assert misuse.value.code == "vault.epoch"
+
+
+def test_secrets(vault: FileVault) -> None:
+    vault.put_secret("signing", b"s" * 32)
+    vault.put_secret("a.b-c", b"")
+    assert again(vault).secret("signing") == b"s" * 32
+    assert again(vault).secret("a.b-c") == b""
+    assert vault.secret_names() == ("a.b-c", "signing")
+    with pytest.raises(Misuse) as info:
+        vault.put_secret("signing", b"t" * 32)
+    assert info.value.code == "vault.secret_exists"
+    assert vault.secret("signing") == b"s" * 32
+    vault.put_secret("signing", b"t" * 32, replace=True)
+    assert again(vault).signing_key("signing").public == SigningKey(b"t" * 32).public
+    assert vault.revision == 4
+
+
+def test_secrets_out_of_form(vault: FileVault) -> None:
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: vault.secret("none"), "vault.no_secret"),
+        (lambda: vault.put_secret("Upper", b""), "vault.name"),
+        (lambda: vault.put_secret("", b""), "vault.name"),
+        (lambda: vault.put_secret("big", bytes(65537)), "vault.secret_size"),
+        (lambda: vault.wrap(bytes(31), DIGEST), "wrap.dek"),
+        (lambda: vault.wrap(DEK, bytes(31)), "wrap.digest"),
+    ]
+    for call, code in cases:
+        with pytest.raises(Misuse) as info:
+            call()
+        assert info.value.code == code
+    assert vault.revision == 1
+
+
+def test_a_vault_can_be_full(vault: FileVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.keys.document.MAX_VAULT", 20_000)
+    with pytest.raises(Misuse) as info:
+        vault.put_secret("big", bytes(20_000))
+    assert info.value.code == "vault.full"
+    assert again(vault).secret_names() == vault.secret_names() == ()
+
+
+def test_provisioning_a_party_is_repeatable(vault: FileVault) -> None:
+    provision_party(vault)
+    assert set(vault.secret_names()) == {"signing", "status", "receipt", "tls", "hpke", "checkpoint-root"}
+    before, revision = {name: vault.secret(name) for name in vault.secret_names()}, vault.revision
+    provision_party(vault)
+    assert {name: vault.secret(name) for name in vault.secret_names()} == before
+    assert vault.revision == revision
+    assert len(set(before.values())) == 6
+    assert hpke_key(again(vault)).public == hpke_key(vault).public
+    assert vault.signing_key(SIGNING).public != vault.signing_key("status").public
+    assert len(vault.secret(HPKE)) == 96
+
+
+def test_changing_the_passphrase(vault: FileVault) -> None:
+    wrapped = vault.wrap(DEK, DIGEST)
+    with pytest.raises(Denied) as info:
+        vault.change_passphrase(b"not the passphrase", b"another passphrase")
+    assert info.value.code == "vault.passphrase"
+    vault.change_passphrase(PASSPHRASE, b"another passphrase")
+    with pytest.raises(Denied):
+        again(vault)
+    assert FileVault.unlock(path_of(vault), b"another passphrase").unwrap(wrapped, DIGEST) == DEK
+    assert vault.unwrap(wrapped, DIGEST) == DEK
+
+
+@pytest.mark.parametrize("passphrase", [b"", b"seven77", bytes(4097)])
+def test_passphrase_policy(tmp_path: Path, vault: FileVault, passphrase: bytes) -> None:
+    for call in (
+        lambda: FileVault.create(tmp_path / "x", passphrase, "hospital", params=CHEAP),
+        lambda: vault.change_passphrase(PASSPHRASE, passphrase),
+    ):
+        with pytest.raises(Misuse) as info:
+            call()
+        assert info.value.code == "vault.passphrase_length"
+    assert not (tmp_path / "x").exists()
+    again(vault)
+
+
+def test_creating_never_overwrites(vault: FileVault) -> None:
+    before = path_of(vault).read_bytes()
+    with pytest.raises(Misuse) as info:
+        FileVault.create(path_of(vault), PASSPHRASE, "bank", params=CHEAP)
+    assert info.value.code == "vault.exists"
+    assert path_of(vault).read_bytes() == before
+    assert os.listdir(path_of(vault).parent) == ["vault.json"]
+
+
+def test_creating_out_of_form(tmp_path: Path) -> None:
+    with pytest.raises(Misuse) as info:
+        FileVault.create(tmp_path / "x", PASSPHRASE, "Hospital", params=CHEAP)
+    assert info.value.code == "vault.owner"
+    with pytest.raises(Malformed) as malformed:
+        FileVault.create(tmp_path / "x", PASSPHRASE, "hospital", params=Argon2Params(1024, 1, 1))
+    assert malformed.value.code == "vault.argon2"
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_default_costs_are_the_rfcs(tmp_path: Path) -> None:
+    FileVault.create(tmp_path / "x", PASSPHRASE, "hospital").close()
+    assert b'"iterations":3,"lanes":4,"memory_kib":65536' in (tmp_path / "x").read_bytes()
+
+
+def test_a_missing_vault(tmp_path: Path) -> None:
+    with pytest.raises(Misuse) as info:
+        FileVault.unlock(tmp_path / "none", PASSPHRASE)
+    assert info.value.code == "vault.missing"
+    with pytest.raises(Unavailable) as unavailable:
+        FileVault.unlock(tmp_path, PASSPHRASE)
+    assert unavailable.value.code == "vault.read"
+
+
+def test_a_locked_vault_does_nothing(vault: FileVault) -> None:
+    vault.put_secret("signing", b"s" * 32)
+    wrapped = vault.wrap(DEK, DIGEST)
+    vault.close()
+    calls: list[Callable[[], object]] = [
+        lambda: vault.wrap(DEK, DIGEST),
+        lambda: vault.unwrap(wrapped, DIGEST),
+        lambda: vault.secret("signing"),
+        lambda: vault.put_secret("x", b""),
+        vault.rotate_kek,
+        lambda: vault.change_passphrase(PASSPHRASE, PASSPHRASE),
+    ]
+    for call in calls:
+        with pytest.raises(Misuse) as info:
+            call()
+        assert info.value.code == "vault.closed"
+
+
+def test_secrets_hide(vault: FileVault) -> None:
+    vault.put_secret("signing", b"s" * 32)
+    stored = path_of(vault).read_bytes()
+    for text in (repr(vault), repr(vault._keys), str(vars(vault)["_document"])):
+        assert "ssss" not in text
+    assert b"ssss" not in stored
+    for value in (vault, vault._keys):
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(value)
+
+
+def test_two_processes_do_not_lose_each_others_changes(vault: FileVault) -> None:
+    other = again(vault)
+    other.put_secret("theirs", b"1")
+    with pytest.raises(Misuse) as info:
+        vault.put_secret("mine", b"2")
+    assert info.value.code == "vault.stale"
+    assert vault.secret_names() == ()
+    assert again(vault).secret_names() == ("theirs",)
+
+
+def test_threads_may_share_a_vault(vault: FileVault) -> None:
+    threads = [threading.Thread(target=vault.put_secret, args=(f"s{i}", bytes([i]))) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {vault.secret(f"s{i}") for i in range(12)} == {bytes([i]) for i in range(12)}
+    assert again(vault).revision == 13
+
+
+@pytest.mark.parametrize(("number", "code"), [(28, "storage.full"), (5, "vault.write")])
+def test_a_failed_write_changes_nothing(
+    vault: FileVault, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = path_of(vault).read_bytes()
+    monkeypatch.setattr(storage_module.os, "fsync", fail)
+    with pytest.raises(Unavailable) as info:
+        vault.rotate_kek()
+    assert info.value.code == code
+    monkeypatch.undo()
+    assert path_of(vault).read_bytes() == before
+    assert vault.epoch == 1
+    assert os.listdir(path_of(vault).parent) == ["vault.json"]
+    assert vault.rotate_kek() == 2
+
+
+def test_what_a_crash_left_is_swept(vault: FileVault) -> None:
+    left = path_of(vault).parent / ".vault.json.0123456789abcdef.tmp"
+    left.write_bytes(b"half a vault")
+    vault.rotate_kek()
+    assert not left.exists()
+    again(vault)
+
+
+def test_a_link_to_the_vault_stays_a_link(vault: FileVault, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(path_of(vault))
+    with FileVault.unlock(link, PASSPHRASE) as through:
+        through.put_secret("x", b"1")
+    assert link.is_symlink()
+    assert again(vault).secret("x") == b"1"
+
+
+@given(dek=st.binary(min_size=32, max_size=32), data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_wrap_then_change_one_bit_must_fail(vault: FileVault, dek: bytes, data: st.DataObject) -> None:
+    wrapped = vault.wrap(dek, DIGEST)
+    box, digest = bytearray(wrapped.box), bytearray(DIGEST)
+    target = data.draw(st.sampled_from([box, digest]))
+    bit = data.draw(st.integers(0, len(target) * 8 - 1))
+    target[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(Untrusted) as info:
+        vault.unwrap(WrappedKey(wrapped.kek_id, wrapped.epoch, bytes(box)), bytes(digest))
+    assert info.value.code == "aead.tag"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kek_id": "AB" * 16},
+        {"kek_id": "00" * 15},
+        {"kek_id": 1},
+        {"epoch": 0},
+        {"epoch": True},
+        {"epoch": 2**53},
+        {"box": "AAAA"},
+        {"box": "!"},
+        {"box": None},
+        {"extra": 1},
+    ],
+)
+def test_wrapped_keys_out_of_form(vault: FileVault, change: dict[str, object]) -> None:
+    with pytest.raises(Malformed) as info:
+        WrappedKey.from_document({**vault.wrap(DEK, DIGEST).to_document(), **change})
+    assert info.value.code == "wrap.form"
+
+
+@pytest.mark.parametrize("document", [None, [], "text", {}, {"box": "", "epoch": 1}])
+def test_wrapped_keys_that_are_no_objects(document: object) -> None:
+    with pytest.raises(Malformed) as info:
+        WrappedKey.from_document(document)
+    assert info.value.code == "wrap.form"

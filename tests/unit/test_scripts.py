@@ -1,0 +1,72 @@
+"""The gates themselves: the coverage floor and the house rules must be able to fail."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from scripts import check_coverage, check_house
+
+
+def report(**covered: int) -> dict:
+    """A coverage report with one file of 100 lines per package."""
+    summary = {name: {"summary": {"covered_lines": n, "num_statements": 100}} for name, n in covered.items()}
+    return {"files": {f"src/cloister/{name}/a.py": entry for name, entry in summary.items()}}
+
+
+def test_the_floor_is_over_the_guarded_packages_together() -> None:
+    levels = dict.fromkeys(check_coverage.GUARDED, 92) | {"keys": 80, "cli": 0}
+    table = check_coverage.rows(report(**levels))
+    assert round(check_coverage.guarded(table).percent, 1) == 90.3
+    assert "holds" in check_coverage.text(table)[-1]
+
+
+def test_below_the_floor_it_says_so() -> None:
+    table = check_coverage.rows(report(**dict.fromkeys(check_coverage.GUARDED, 89)))
+    assert "FAILS" in check_coverage.text(table)[-1]
+
+
+def test_a_package_that_was_not_measured_counts_as_uncovered() -> None:
+    levels = dict.fromkeys(check_coverage.GUARDED, 100)
+    del levels["broker"]
+    assert check_coverage.guarded(check_coverage.rows(report(**levels))).percent == 0
+
+
+def test_modules_directly_in_the_package_are_counted_apart() -> None:
+    entry = {"summary": {"covered_lines": 1, "num_statements": 4}}
+    (row,) = check_coverage.rows({"files": {"src/cloister/errors.py": entry}})
+    assert (row.package, row.percent) == ("(top)", 25.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x = 1  # TO" + "DO later", "unfinished"),
+        ("raise NotImplemented" + "Error", "unfinished"),
+        ("p = '/ho" + "me/someone/data'", "one machine"),
+        ("url = 'https://pypi" + ".example/simple'", "packages come from"),
+    ],
+)
+def test_a_bad_line_is_found(line: str, said: str) -> None:
+    path = check_house.ROOT / "src" / "cloister" / "x.py"
+    (found,) = check_house.check_lines(path, line)
+    assert found.startswith("src/cloister/x.py:1:")
+    assert said in found
+
+
+def test_long_files_and_functions_and_vanishing_errors_are_found() -> None:
+    path = check_house.ROOT / "src" / "cloister" / "x.py"
+    long_function = "def f():\n" + "    a = 1\n" * check_house.MOST_FUNCTION_LINES
+    vanishing = "try:\n    f()\nexcept OSError:\n    # why\n    pass\n"
+    found = [*check_house.check_tree(path, ast.parse(long_function + vanishing))]
+    assert [f.split(": ", 1)[1].split(";")[0][:20] for f in found] == ["f has 71 lines", "an error vanishes he"]
+    assert len([*check_house.check_lines(path, "a = 1\n" * (check_house.MOST_LINES + 1))]) == 1
+
+
+def test_a_handled_error_and_a_package_with_a_tour_pass() -> None:
+    handled = '"""A package that leads through itself."""\ntry:\n    f()\nexcept OSError:\n    g()\n'
+    path = Path(check_house.ROOT / "src" / "cloister" / "x" / "__init__.py")
+    assert [*check_house.check_tree(path, ast.parse(handled))] == []
+    assert len([*check_house.check_tree(path, ast.parse("x = 1"))]) == 1
