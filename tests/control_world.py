@@ -31,7 +31,7 @@ from cloister.control import ControlPlane, Limits
 from cloister.control.api import make_app
 from cloister.control.api.changes import Changes
 from cloister.crypto import Envelope, HpkePrivateKey, SigningKey, canonical_json, sha256
-from cloister.sealed import SealIdentity, Sealed, seal_object
+from cloister.sealed import Sealed, SealIdentity, seal_object
 
 CANARY = "canary-7f3a-plaintext"
 RECIPE = """
@@ -118,7 +118,9 @@ class World:
 
     # --- documents -------------------------------------------------------------------------------------------------
 
-    def sealed(self, party: Party, name: str, asset_class: str, data: bytes = b"text,label\n" + CANARY.encode()) -> Path:
+    def sealed(
+        self, party: Party, name: str, asset_class: str, data: bytes = b"text,label\n" + CANARY.encode()
+    ) -> Path:
         """A sealed object on disk; its folder is named by the digest."""
         folder = self.home / "sealed" / name.replace("/", "-")
         self.seal_into(folder, party.signing, party.party, name, asset_class, data)
@@ -132,9 +134,14 @@ class World:
             folder,
             dek=b"k" * 32,
             identity=SealIdentity(
-                owner=owner, asset_id=sha256(name.encode())[:16], name=name, version=1, asset_class=asset_class,
-                created=1, **identity,
-            ),  # fmt: skip
+                owner=owner,
+                asset_id=sha256(name.encode())[:16],
+                name=name,
+                version=1,
+                asset_class=asset_class,
+                created=1,
+                **identity,
+            ),
             sign=lambda kind, payload: Envelope(kind, payload).signed_by(key),
             terms={"schema": ["text", "label"], "terms": Terms(("CC-BY-4.0",)).document()},
         )
@@ -150,10 +157,10 @@ class World:
         """An unsigned contract among hospital and lab (or ``parties``) over ``assets``."""
         cards = {p.party: p.card for p in parties or (self.hospital, self.lab)}
         uses = {"hospital/queries": "data", "lab/minilm": "base"}
-        now = int(time.time())
+        now, terms = int(time.time()), Terms(("CC-BY-4.0",)).document()
         fields = {
             "assets": [
-                {"digest": d.hex(), "name": n, "owner": n.partition("/")[0], "terms": Terms(("CC-BY-4.0",)).document(), "use": uses[n]}
+                {"digest": d.hex(), "name": n, "owner": n.partition("/")[0], "terms": terms, "use": uses[n]}
                 for n, d in assets.items()
             ],
             "expires": now + 3600,

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-WORDS = (
-    "card lost stolen money transfer arrived late pin wrong app phone bank account fee charged exchange rate top up "
-    "cash machine limit the my is was i to a in not why when how please help today there and it"
-).split()
+WORDS = [
+    "card", "lost", "stolen", "money", "transfer", "arrived", "late", "pin", "wrong", "app", "phone", "bank",
+    "account", "fee", "charged", "exchange", "rate", "top", "up", "cash", "machine", "limit", "the", "my", "is", "was",
+    "i", "to", "a", "in", "not", "why", "when", "how", "please", "help", "today", "there", "and", "it",
+]  # fmt: skip
 
 
 def _tokenizer(special: list[str], begin: str | None) -> bytes:
@@ -27,6 +28,11 @@ def _tokenizer(special: list[str], begin: str | None) -> bytes:
             single=f"{begin} $A", special_tokens=[(begin, vocab[begin])]
         )
     return tokenizer.to_str().encode()
+
+
+def _named(**special: str) -> bytes:
+    named = {f"{kind}_token": token for kind, token in special.items()}
+    return json.dumps({**named, "tokenizer_class": "PreTrainedTokenizerFast"}).encode()
 
 
 def _weights(model: Any) -> bytes:
@@ -57,9 +63,7 @@ def tiny_bert() -> Mapping[str, bytes]:
         "config.json": json.dumps(config.to_dict()).encode(),
         "model.safetensors": _weights(BertModel(config)),
         "tokenizer.json": _tokenizer(special, "[CLS]"),
-        "tokenizer_config.json": json.dumps(
-            {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "tokenizer_class": "PreTrainedTokenizerFast"}
-        ).encode(),
+        "tokenizer_config.json": _named(pad="[PAD]", unk="[UNK]", cls="[CLS]"),
         "modules.json": b'[{"type": "sentence_transformers.models.Normalize"}]',
         "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
         "README.md": b"a model card",
@@ -83,9 +87,7 @@ def tiny_llama(*, tied: bool = True) -> Mapping[str, bytes]:
         "config.json": json.dumps(config.to_dict()).encode(),
         "model.safetensors": _weights(LlamaForCausalLM(config)),
         "tokenizer.json": _tokenizer(special, "<s>"),
-        "tokenizer_config.json": json.dumps(
-            {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]", "tokenizer_class": "PreTrainedTokenizerFast"}
-        ).encode(),
+        "tokenizer_config.json": _named(bos="<s>", eos="</s>", unk="[UNK]"),
         "generation_config.json": b'{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}',
     }  # fmt: skip
 
@@ -108,7 +110,7 @@ def banking_csv(rows: int = 120) -> bytes:
 
 
 class MemorySink:
-    """A checkpoint sink that keeps everything. ``stop_at``: raise when that step was saved, as a killed run would end."""
+    """A checkpoint sink that keeps everything. ``stop_at``: raise once that step is saved, as a killed run ends."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.saved: dict[int, dict[str, bytes]] = {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from cloister.errors import CloisterError, Denied
-from tests.broker_world import Workload, World, nothing_granted
+from tests.broker_world import NOW, TERMS, Workload, World, nothing_granted
 
 pytest_plugins = ["tests.broker_fixtures"]
 
@@ -90,6 +91,20 @@ def test_an_old_version_of_an_asset(world: World) -> None:
     with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
         workload.fetch(world.hospital, cookie, world.data.digest)
     assert refused.value.code == "asset.old"
+
+
+def test_an_asset_after_the_time_for_which_it_may_be_kept(world: World) -> None:
+    terms = replace(TERMS, keep_until=NOW + 5)
+    data = world.hospital.seal(world.folder / "brief", "hospital/brief", "dataset", terms=terms)
+    fields = world.contract_fields(serial=2)
+    brief = {**fields["assets"][0], "digest": data.digest.hex(), "name": "hospital/brief", "terms": terms.document()}
+    contract = world.sign({**fields, "assets": [brief, fields["assets"][1]]})
+    workload = world.workload(contract=contract, job=world.make_job(contract, data="hospital/brief"))
+    cookie = workload.attested(world.hospital)
+    world.clock.pass_seconds(5)
+    with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
+        workload.fetch(world.hospital, cookie, data.digest)
+    assert refused.value.code == "asset.retention"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def test_codes_are_codes(code: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"message": "x" * 1001}, {"details": {"x": [1]}}, {"details": {"x": "y" * 300}}, {"code": "A B"}, {"z": 1}]
+    "change",
+    [{"message": "x" * 1001}, {"details": {"x": [1]}}, {"details": {"x": "y" * 300}}, {"code": "A B"}, {"z": 1}],
 )
 def test_errors_are_bounded(change: dict[str, Any]) -> None:
     with pytest.raises(Malformed):

@@ -33,18 +33,22 @@ def test_an_id_is_in_the_range_stays_the_same_and_differs_by_role_and_home(tmp_p
 def test_the_same_home_gets_the_same_id_after_a_reboot_cleared_the_claims(tmp_path: Path) -> None:
     home = _home(tmp_path, "a")
     assert allocate_uid(home, "x", claims=tmp_path / "one") == allocate_uid(home, "x", claims=tmp_path / "two")
+    assert (tmp_path / "one").is_dir()
 
 
 def test_ids_of_other_homes_of_passwd_and_of_processes_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, other, claims = _home(tmp_path, "a"), _home(tmp_path, "b"), tmp_path / "claims"
+    monkeypatch.setattr(uids, "_in_passwd", lambda uid: False)
+    monkeypatch.setattr(uids, "live_uids", frozenset)
     first = allocate_uid(home, "x", claims=tmp_path / "elsewhere")
+    after = [uids.FIRST_UID + (first + step - uids.FIRST_UID) % 4336 for step in (1, 2, 3)]
     claims.mkdir()
     (claims / str(first)).write_text(f"{other}\nx\n")
-    monkeypatch.setattr(uids, "_in_passwd", lambda uid: uid == first + 1)
-    monkeypatch.setattr(uids, "live_uids", lambda: frozenset({first + 2}))
-    assert allocate_uid(home, "x", claims=claims) == first + 3
+    monkeypatch.setattr(uids, "_in_passwd", lambda uid: uid == after[0])
+    monkeypatch.setattr(uids, "live_uids", lambda: frozenset({after[1]}))
+    assert allocate_uid(home, "x", claims=claims) == after[2]
     assert (claims / str(first)).read_text() == f"{other}\nx\n"
 
 

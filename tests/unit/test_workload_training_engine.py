@@ -5,8 +5,7 @@ import json
 import pickle
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from cloister.contracts.recipe import parse_recipe
 from cloister.errors import Denied, Malformed

@@ -149,7 +149,7 @@ def decide_release(request: Request, claims: Claims, standing: Standing, resourc
         raise Denied("session.purpose", "A session for renewal gives no keys.")
     decide_admission(request, claims, standing, now=now)
     # 5. The key belongs to this job.
-    _check_resource(request, standing, resource)
+    _check_resource(request, standing, resource, now=now)
     if standing.instance is not None:
         check_live(standing.instance, now=now)
         return standing.instance.lease
@@ -218,7 +218,7 @@ def _check_same(request: Request, known: Instance) -> None:
         raise Untrusted("instance.other", "This instance id was used before with other keys or for another job.")
 
 
-def _check_resource(request: Request, standing: Standing, resource: Resource) -> None:
+def _check_resource(request: Request, standing: Standing, resource: Resource, *, now: int) -> None:
     if resource.kind == "state-share":
         return  # every owner's share is part of the key of every run under the contract
     asset = request.contract.asset(resource.digest)
@@ -226,6 +226,8 @@ def _check_resource(request: Request, standing: Standing, resource: Resource) ->
         raise Denied("job.asset", "The job does not use this asset.")
     if asset.owner != standing.owner:
         raise Denied("asset.owner", "This broker holds the keys of its own party's assets only.")
+    if now >= asset.terms.keep_until:
+        raise Denied("asset.retention", "The time for which this asset may be kept is over.")
     if asset.name not in standing.newest:
         raise Denied("asset.unknown", "This broker has no key for this asset.")
     if standing.newest[asset.name] != resource.digest:

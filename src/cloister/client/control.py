@@ -13,7 +13,7 @@ import httpx
 from ..contracts import Card
 from ..crypto import Envelope, canonical_json, sha256
 from ..errors import Misuse, Unavailable
-from ..sealed import MANIFEST_NAME, Manifest, member_name
+from ..sealed import MANIFEST_NAME, Manifest, member_name, read_envelope
 from .progress import Progress, Step, silent
 from .wire import Wire
 
@@ -87,8 +87,8 @@ class ControlClient:
 
     def upload(self, folder: Path, *, progress: Progress = silent) -> str:
         """Store a sealed folder; what the store has of it already is not sent again. Returns the digest in hex."""
-        data = (folder / MANIFEST_NAME).read_bytes()
-        envelope = Envelope.from_bytes(data)
+        envelope = read_envelope(folder)
+        data = envelope.to_bytes()
         digest = envelope.digest.hex()
         path = f"/v1/objects/{digest}/manifest"
         answer = self._wire.json("PUT", path, content=data, headers=self._headers("PUT", path, None))
@@ -175,8 +175,11 @@ def _tell(progress: Progress, before: int, total: int, done: int) -> None:
 
 def _read(path: Path, tell: Callable[[int], None]) -> Iterator[bytes]:
     done = 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-            done += len(chunk)
-            tell(done)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+                done += len(chunk)
+                tell(done)
+    except OSError:
+        raise Unavailable("upload.read", "A file of the sealed folder can't be read; check the disk.") from None

@@ -65,5 +65,5 @@ class Wire:
             yield
         except httpx.TimeoutException:
             raise Unavailable(f"{self._code}.slow", f"{self._name} did not answer in time; try again.") from None
-        except (httpx.HTTPError, OSError):
+        except httpx.HTTPError:
             raise Unavailable(f"{self._code}.unreachable", f"{self._name} does not answer; {self._mend}.") from None

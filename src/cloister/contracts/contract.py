@@ -33,6 +33,7 @@ __all__ = [
 CONTRACT_TYPE = "application/vnd.cloister.contract+json"
 LEVELS = ("none", "tpm", "cpu-tee", "gpu-tee")
 MIN_LEASE, MAX_LEASE = 5, 3600
+_PCRS = frozenset(str(index) for index in range(16))
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Platform:
     @classmethod
     def read(cls, value: Any) -> Platform:
         def pcr(key: str, item: Any) -> str:
-            if not key.isdigit() or not 0 <= int(key) <= 15:
+            if key not in _PCRS:  # one spelling each: no leading zeros, no digits of other scripts
                 raise Malformed("contract.pcr", "A contract pins PCRs 0 to 15 only.")
             return Fields({"v": item}, "contract's PCR").hex("v", 32).hex()
 

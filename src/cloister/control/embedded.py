@@ -1,7 +1,7 @@
 """``cloister up``: every part on one machine, each as its own user where that is possible.
 
 This is a composition root for evaluation and small sites: it starts the processes that a real deployment would
-start on different machines, with the same programs, keys and protocols. It never sees a key; a party's
+start on different machines, with the same programs, keys and protocols. It never holds a party's key; a party's
 passphrase passes through it to the party's broker, once, over a pipe.
 """
 
@@ -14,22 +14,23 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from ..crypto import SigningKey, parse_json
-from ..errors import CloisterError, Malformed, Misuse, Unavailable, error_from_wire
+from ..errors import CloisterError, Malformed, Misuse
 from ..fields import Fields, party_name
-from ..node.image import build_image
+from ..node.image import build_image, image_stamp
 from ..node.uids import allocate_uid, who_can_traverse
+from .processes import Part, PartProcess
 
 __all__ = ["Supervisor", "main"]
 
-_READY_SECONDS = 120
 _LINE_LIMIT = 64 * 1024
+_WATCH_SECONDS = 2.0
+_RESTARTS = 3  # of one part; then something is wrong that starting again does not mend
 
 
 class Supervisor:
@@ -42,38 +43,51 @@ class Supervisor:
         self._state: dict[str, Any] = {"ports": {}, "parties": {}, "node_key": secrets.token_hex(32)}
         if self._state_file.exists():
             self._state = json.loads(self._state_file.read_text())
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._ready: dict[str, dict[str, Any]] = {}
-        self._lock = threading.Lock()
+        self._parts: dict[str, PartProcess] = {}
+        self._restarts: dict[str, int] = {}
 
     # --- parts ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Control plane and node. Raises the part's own error when one does not come up."""
         node_key = SigningKey(bytes.fromhex(self._state["node_key"]))
-        control = ["--home", str(self._folder("control")), "--listen", self._listen("control")]
-        self._spawn("control", "cloister.control", [*control, "--node-key", node_key.public.hex()])
-        url = f"http://{self._listen('control')}"
-        node = ["--home", str(self._folder("node")), "--control", url, "--image", str(self._image())]
-        self._spawn("node", "cloister.node", node, secret=self._state["node_key"])
+        control = ("--home", str(self._folder("control")), "--listen", self._listen("control"))
+        self._start("control", "cloister.control", (*control, "--node-key", node_key.public.hex()))
+        image = self._image()
+        node = ("--home", str(self._folder("node")), "--control", self._url(), "--image", str(image))
+        self._start("node", "cloister.node", node)
 
     def start_party(self, name: str, part_of: str | None, passphrase: str, *, create: bool) -> int:
         """A party's broker; returns its port."""
-        folder = self._folder(f"parties/{party_name(name)}")
-        if create and (folder / "vault.json").exists():
+        role = f"party/{party_name(name)}"
+        exists = (self._home / "parties" / name / "vault.json").exists()
+        if create and exists:
             raise Misuse("party.exists", f"The party {name} exists already; use 'cloister org unlock {name}'.")
-        if not create and not (folder / "vault.json").exists():
+        if not create and not exists:
             raise Misuse("party.unknown", f"There is no party {name} here; use 'cloister org create {name}'.")
-        if self._running(f"party/{name}"):
+        if self._running(role):
             raise Misuse("party.running", f"The broker of {name} is already running.")
-        listen = self._listen(f"party/{name}")
-        arguments = ["--home", str(folder), "--listen", listen]
+        (self._home / "parties").mkdir(mode=0o711, exist_ok=True)
+        listen = self._listen(role)
+        arguments = ["--home", str(self._folder(f"parties/{name}", role)), "--listen", listen]
         if create:
             arguments += ["--init", name, *(["--part-of", part_of] if part_of else [])]
-        self._spawn(f"party/{name}", "cloister.broker", arguments, secret=passphrase)
+        self._start(role, "cloister.broker", tuple(arguments), secret=passphrase)
         self._state["parties"][name] = {"part_of": part_of}
         self._save()
         return int(listen.rpartition(":")[2])
+
+    def watch(self) -> None:
+        """Start control plane and node again if they ended. A broker needs its passphrase, so its owner starts it."""
+        for name in ("control", "node"):
+            if not self._running(name) and self._restarts.get(name, 0) < _RESTARTS:
+                self._restarts[name] = self._restarts.get(name, 0) + 1
+                part = self._parts[name].part
+                print(f"{time.strftime('%FT%T')} the part {name} ended; starting it again", file=sys.stderr, flush=True)
+                try:
+                    self._start(name, part.module, part.arguments)
+                except CloisterError as fault:
+                    print(f"{time.strftime('%FT%T')} {fault.message}", file=sys.stderr, flush=True)
 
     def status(self) -> dict[str, Any]:
         """What runs, and what this way of running costs."""
@@ -86,18 +100,19 @@ class Supervisor:
             for name in self._state["parties"]
         }
         return {
-            "control": {
-                **self._ready.get("control", {}),
-                "running": self._running("control"),
-                "url": f"http://{self._listen('control')}",
-            },
-            "node": {**self._ready.get("node", {}), "running": self._running("node")},
+            "control": {**self._claims("control"), "url": self._url()},
+            "node": self._claims("node"),
             "notes": self._notes(),
             "ok": True,
             "parties": parties,
             "pid": os.getpid(),
             "users": "separate" if self._separate else "single",
         }
+
+    def stop(self) -> None:
+        """Node first, so that no job outlives the brokers it depends on."""
+        for name in sorted(self._parts, key=lambda n: n != "node"):
+            self._parts[name].stop()
 
     def _notes(self) -> list[str]:
         notes = ["All parts share this machine: its administrator could read the memory of each of them."]
@@ -108,63 +123,45 @@ class Supervisor:
             )
         return notes
 
-    def stop(self) -> None:
-        """Node first, so that no job outlives the brokers it depends on."""
-        for name in sorted(self._processes, key=lambda n: n != "node"):
-            process = self._processes[name]
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(timeout=15)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+    def _claims(self, name: str) -> dict[str, Any]:
+        claims = self._parts[name].claims if name in self._parts else {}
+        return {**claims, "running": self._running(name)}
 
-    # --- starting one -----------------------------------------------------------------------------------------
+    # --- where things are -------------------------------------------------------------------------------------
 
-    def _spawn(self, name: str, module: str, arguments: list[str], *, secret: str | None = None) -> None:
-        command = [sys.executable, "-m", module, *arguments]
-        identity: dict[str, Any] = {}
-        if self._separate:
-            uid = self._uid(name)
-            identity = {"user": uid, "group": uid, "extra_groups": []}
-        log_name = name.replace("/", "-")
-        with (self._home / f"{log_name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=_environment(self._home),
-                start_new_session=True,
-                umask=0o077,
-                **identity,
-            )
-        assert process.stdin is not None
-        if secret is not None:
-            process.stdin.write(secret.encode() + b"\n")  # a pipe: never argv, environment or disk
-        process.stdin.close()
-        self._ready[name] = _await_ready(name, process)
-        self._processes[name] = process
+    def _start(self, name: str, module: str, arguments: tuple[str, ...], *, secret: str | None = None) -> None:
+        uid = allocate_uid(self._home, name) if self._separate else None
+        # The node's key to sign requests with also goes through the pipe.
+        given = self._state["node_key"] if name == "node" else secret
+        self._parts[name] = PartProcess.start(Part(name, module, arguments, uid), self._home, secret=given)
 
     def _image(self) -> Path:
-        """The workload's image, built anew from what is installed: the same files measure the same."""
-        image = self._home / "image"
-        shutil.rmtree(image, ignore_errors=True)
-        return build_image(image)
+        """The workload's image, built from what is installed; kept while that does not change. What is in it when a
+        job starts is measured then, so a kept image that was tampered with gets no keys."""
+        image, stamp = self._home / "image", image_stamp()
+        if not image.is_dir() or self._state.get("image") != stamp:
+            shutil.rmtree(image, ignore_errors=True)
+            build_image(image)
+            self._state["image"] = stamp
+            self._save()
+        return image
 
-    def _folder(self, relative: str) -> Path:
+    def _folder(self, relative: str, role: str | None = None) -> Path:
+        """A part's own folder. Only the folder itself changes hands: what a part put into it may be a trap."""
         folder = self._home / relative
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._separate:
-            uid = self._uid(relative.replace("parties/", "party/"))
-            for path in (folder, *folder.rglob("*")):
-                os.chown(path, uid, uid, follow_symlinks=False)
-        folder.chmod(0o700)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        uid = allocate_uid(self._home, role or relative) if self._separate else os.geteuid()
+        if folder.stat().st_uid != uid:
+            if any(folder.iterdir()):
+                raise Misuse(
+                    "home.owner",
+                    f"The folder {folder} belongs to another user; start Cloister as it was started before.",
+                )
+            os.chown(folder, uid, uid)
         return folder
 
-    def _uid(self, name: str) -> int:
-        return allocate_uid(self._home, name)
+    def _url(self) -> str:
+        return f"http://{self._listen('control')}"
 
     def _listen(self, name: str) -> str:
         """A loopback address that stays the same over restarts."""
@@ -177,62 +174,60 @@ class Supervisor:
         return f"127.0.0.1:{ports[name]}"
 
     def _running(self, name: str) -> bool:
-        process = self._processes.get(name)
-        return process is not None and process.poll() is None
+        return name in self._parts and self._parts[name].running
 
     def _save(self) -> None:
         draft = self._state_file.with_suffix(".draft")
+        draft.touch(mode=0o600)
         draft.write_text(json.dumps(self._state, indent=1, sort_keys=True))
-        draft.chmod(0o600)
         draft.rename(self._state_file)
 
-    # --- its socket -------------------------------------------------------------------------------------------
 
-    def serve(self, path: Path) -> None:
-        """Answer one JSON line per connection until asked to stop. Only this user (and root) may connect."""
-        path.unlink(missing_ok=True)
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def serve(supervisor: Supervisor, path: Path) -> None:
+    """Answer one JSON line per connection until asked to stop. Only this user (and root) may connect."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(str(path))
         path.chmod(0o600)
         server.listen(16)
-        stopping = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: _wake(path, stopping))
-        signal.signal(signal.SIGINT, lambda *_: _wake(path, stopping))
-        while not stopping.is_set():
-            connection, _ = server.accept()
+        server.settimeout(_WATCH_SECONDS)
+        stopping = False
+        while not stopping:
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                supervisor.watch()
+                continue
             with connection:
                 connection.settimeout(10)
-                self._answer(connection, stopping)
-        path.unlink(missing_ok=True)
-
-    def _answer(self, connection: socket.socket, stopping: threading.Event) -> None:
-        try:
-            answer = self._act(_read_line(connection), stopping)
-        except CloisterError as fault:
-            answer = {"error": fault.to_wire(), "ok": False}
-        try:
-            connection.sendall(json.dumps(answer).encode() + b"\n")
-        except OSError as gone:
-            print(f"a client left before its answer: {gone}", file=sys.stderr)
-
-    def _act(self, line: bytes, stopping: threading.Event) -> dict[str, Any]:
-        f = Fields(parse_json(line), "supervisor request")
-        op = f.text("op", choices=("status", "start-party", "stop"))
-        if op == "stop":
-            stopping.set()
-            return {"ok": True}
-        if op == "start-party":
-            part_of = None if f.raw("part_of", optional=True) is None else f.party("part_of")
-            with self._lock:
-                port = self.start_party(f.party("name"), part_of, f.text("passphrase"), create=f.boolean("create"))
-            return {"ok": True, "port": port}
-        return self.status()
+                stopping = _answer(supervisor, connection)
+    path.unlink(missing_ok=True)
 
 
-def _wake(path: Path, stopping: threading.Event) -> None:
-    stopping.set()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as poke:
-        poke.connect(str(path))
+def _answer(supervisor: Supervisor, connection: socket.socket) -> bool:
+    """Whether to stop."""
+    stopping = False
+    try:
+        answer, stopping = _act(supervisor, _read_line(connection))
+    except CloisterError as fault:
+        answer = {"error": fault.to_wire(), "ok": False}
+    try:
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+    except OSError as gone:
+        print(f"a client left before its answer: {gone}", file=sys.stderr, flush=True)
+    return stopping
+
+
+def _act(supervisor: Supervisor, line: bytes) -> tuple[dict[str, Any], bool]:
+    f = Fields(parse_json(line), "supervisor request")
+    op = f.text("op", choices=("status", "start-party", "stop"))
+    if op == "stop":
+        return {"ok": True}, True
+    if op == "start-party":
+        part_of = None if f.raw("part_of", optional=True) is None else f.party("part_of")
+        port = supervisor.start_party(f.party("name"), part_of, f.text("passphrase"), create=f.boolean("create"))
+        return {"ok": True, "port": port}, False
+    return supervisor.status(), False
 
 
 def _read_line(connection: socket.socket) -> bytes:
@@ -248,33 +243,8 @@ def _read_line(connection: socket.socket) -> bytes:
     return bytes(line)
 
 
-def _environment(home: Path) -> dict[str, str]:
-    """What a part needs and no more; in particular nothing of the caller's own environment."""
-    return {
-        "HOME": str(home),
-        "LANG": "C.UTF-8",
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    }
-
-
-def _await_ready(name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """The part's one JSON line on stdout."""
-    lines: list[bytes] = []
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: lines.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
-    reader.start()
-    reader.join(_READY_SECONDS)
-    if not lines or not lines[0].strip():
-        process.kill()
-        process.wait()
-        raise Unavailable(
-            "embedded.start", f"The {name} process did not start; its log is {name.replace('/', '-')}.log."
-        )
-    answer = parse_json(lines[0], limit=_LINE_LIMIT)
-    if not isinstance(answer, dict) or answer.get("ready") is not True:
-        process.wait()
-        raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
-    return {k: v for k, v in answer.items() if k != "ready"}
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -285,6 +255,7 @@ def main() -> int:
     options = parser.parse_args()
     home: Path = options.home.absolute()
     separate = os.geteuid() == 0 and not options.single_user
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o711 if separate else 0o700)
@@ -296,7 +267,9 @@ def main() -> int:
         try:
             supervisor.start()
             print(json.dumps({"ready": True, **supervisor.status()}), flush=True)
-            supervisor.serve(home / "supervisor.sock")
+            serve(supervisor, home / "supervisor.sock")
+        except KeyboardInterrupt:
+            (home / "supervisor.sock").unlink(missing_ok=True)
         finally:
             supervisor.stop()
     except CloisterError as fault:

@@ -28,11 +28,12 @@ from pathlib import Path
 
 import cloister
 
+from ..crypto import frame, sha256
 from ..errors import Internal, Misuse
 from .elf import read_elf, system_libraries
 from .packages import BASE, closure, record_text, train_requirements, wheel_files
 
-__all__ = ["LIBRARY", "PYTHON", "build_image"]
+__all__ = ["LIBRARY", "PYTHON", "build_image", "image_stamp"]
 
 PYTHON = "/usr/bin/python3"
 LIBRARY = "/opt/cloister/lib"
@@ -203,6 +204,23 @@ def _fill(tree: _Tree, roots: tuple[str, ...]) -> None:
         tree.file(relative, source, link=False)  # an editor that writes in place must not change the image
     _add_libraries(tree)
     _compile(tree)
+
+
+def image_stamp() -> str:
+    """A digest of what an image would be built from now: every source's name, size and time, and our own code.
+
+    It only says whether building again could give another image. What an image is, its measurement says.
+    """
+    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    sources = [(PYTHON, base), *_stdlib_files(Path(sysconfig.get_path("stdlib")))]
+    for dist in closure((*BASE, *train_requirements())):
+        sources += wheel_files(dist)
+    lines = []
+    for name, path in sources:
+        info = path.stat()
+        lines.append(frame(name, str(path), info.st_size, str(info.st_mtime_ns)))
+    lines += [frame(name, path.read_bytes()) for name, path in (*_trusted_files(), ("builder", Path(__file__)))]
+    return sha256(frame(*lines)).hex()
 
 
 def build_image(

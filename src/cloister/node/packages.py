@@ -53,9 +53,9 @@ def _requirements(dist: metadata.Distribution, extras: frozenset[str]) -> Iterat
 
 def train_requirements() -> tuple[str, ...]:
     """Names of the distributions that cloister's extra ``train`` lists."""
-    dist = _distribution("cloister")
-    plain = {name for name, _ in _requirements(dist, frozenset())}
-    return tuple(sorted({name for name, _ in _requirements(dist, frozenset({"train"}))} - plain))
+    dist, train = _distribution("cloister"), frozenset({"train"})
+    plain = list(_requirements(dist, frozenset()))
+    return tuple(sorted(name for name, extras in _requirements(dist, train) if (name, extras) not in plain))
 
 
 def closure(roots: Iterable[str]) -> tuple[metadata.Distribution, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...contracts import read_card
 from ...crypto import Envelope
+from ...errors import Denied
 from ...fields import Fields
 from ..requests import Asked
 from .endpoint import Answer, Call, asked_path
@@ -43,7 +44,8 @@ async def publish_card(call: Call) -> Answer:
     header = call.request.headers.get("authorization")
     key = (card.name, card.keys.signing)
     call.party = (await call.run(lambda: call.plane.authenticate(header, asked, key=key))).party
-    call.only_party()
+    if call.party != card.name:
+        raise Denied("directory.other", "A party publishes its own card only.")
     await call.run(lambda: call.plane.directory.register(card, address, now=call.plane.now()))
     return {"fingerprint": card.fingerprint, "name": card.name}
 

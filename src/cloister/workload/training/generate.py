@@ -26,7 +26,9 @@ def run_generation(recipe: Recipe, base: BaseModel, table: Table, ports: Ports) 
     timings = Timings()
     completions = table.column(recipe.columns.target)
     prompts = None if recipe.columns.input is None else table.column(recipe.columns.input)
-    split = split_rows(completions if prompts is None else prompts, None, recipe.validation, recipe.seed)
+    # Rows are told apart by all they say: one instruction may stand before every completion.
+    wholes = completions if prompts is None else [f"{p}\0{c}" for p, c in zip(prompts, completions, strict=True)]
+    split = split_rows(wholes, None, recipe.validation, recipe.seed)
     model: Any = base.causal_lm().to(device())
     max_length = base.max_length(recipe.max_length, model)
 

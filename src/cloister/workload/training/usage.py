@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from .heads import Pooling
 from .run import TrainingResult
 
@@ -13,7 +15,7 @@ import json, torch
 from transformers import AutoModel, AutoTokenizer
 
 texts = ["first text to classify", "a second one"]
-tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")
+tokenizer = AutoTokenizer.from_pretrained("{tokenizer}"{padding})
 model = {model}.eval()
 head, labels = load_file("{folder}/head.safetensors"), json.load(open("{folder}/labels.json"))
 batch = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
@@ -53,10 +55,19 @@ def usage_snippet(result: TrainingResult) -> str:
         "model": f'PeftModel.from_pretrained({loaded}, "adapter")' if lora else loaded,
         "folder": folder,
         "max_length": result.max_length,
+        "padding": _padding(result),
     }
     if result.pooling is None:
         return _GENERATE.format(**fields)
     return _CLASSIFY.format(**fields, pool=_pool(result.pooling))
+
+
+def _padding(result: TrainingResult) -> str:
+    """Decoders often come without a padding token, or pad on the left; encoders' tokenizers know their own."""
+    if not result.base.is_decoder:
+        return ""
+    token = result.base.tokenizer.id_to_token(result.base.tokens.pad)
+    return f', pad_token={json.dumps(token)}, padding_side="right"'
 
 
 def _pool(pooling: Pooling) -> str:

@@ -1,0 +1,118 @@
+"""Starting and watching one part as a process of its own, as its own user, with nothing of the caller's environment."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..crypto import parse_json
+from ..errors import Unavailable, error_from_wire
+
+__all__ = ["Part", "PartProcess"]
+
+_READY_SECONDS = 120
+_STOP_SECONDS = 15
+_LINE_LIMIT = 64 * 1024
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """What to start: ``module`` with ``arguments``, as user ``uid`` (None: the caller's own)."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+    uid: int | None
+
+    @property
+    def log_name(self) -> str:
+        return self.name.replace("/", "-") + ".log"
+
+
+@dataclass
+class PartProcess:
+    """A started part. ``claims`` is what its one line on stdout said of itself."""
+
+    part: Part
+    process: subprocess.Popen[bytes]
+    claims: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, part: Part, home: Path, *, secret: str | None = None) -> PartProcess:
+        """Start it and wait until it is ready. ``secret`` goes through a pipe: never argv, environment or disk.
+
+        Call it from a thread that lives on: the part is told to end when this thread does. Raises the part's own
+        error, or Unavailable if it says nothing in time.
+        """
+        identity: dict[str, Any] = {}
+        if part.uid is not None:
+            identity = {"user": part.uid, "group": part.uid, "extra_groups": []}
+        with (home / part.log_name).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", part.module, *part.arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(home),
+                start_new_session=True,
+                umask=0o077,
+                preexec_fn=_end_with_parent,
+                **identity,
+            )
+        assert process.stdin is not None
+        if secret is not None:
+            process.stdin.write(secret.encode() + b"\n")
+        process.stdin.close()
+        return cls(part, process, _await_ready(part, process))
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        """End it, gently first."""
+        if self.running:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def _end_with_parent() -> None:
+    # Runs after the change of user, which would clear it (prctl(2)). A part whose supervisor died could be neither
+    # stopped nor started again, because its port stays taken.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {"HOME": str(home), "LANG": "C.UTF-8", "PATH": path}
+
+
+def _await_ready(part: Part, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    stdout = process.stdout
+    assert stdout is not None
+    lines: list[bytes] = []
+    reader = threading.Thread(target=lambda: lines.append(stdout.readline(_LINE_LIMIT)), daemon=True)
+    reader.start()
+    reader.join(_READY_SECONDS)
+    if not lines or not lines[0].strip():
+        process.kill()
+        process.wait()
+        raise Unavailable(
+            "embedded.start", f"The part {part.name} did not start; its reasons are in {part.log_name}.", part=part.name
+        )
+    answer = parse_json(lines[0], limit=_LINE_LIMIT)
+    if not isinstance(answer, dict) or answer.get("ready") is not True:
+        process.wait()
+        raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
+    return {name: value for name, value in answer.items() if name != "ready"}

@@ -1,0 +1,233 @@
+"""State, ledger, sessions, clock and settings, each alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cloister.audit import AuditLog
+from cloister.broker import LIMITS, Settings, steady_clock
+from cloister.broker.config import parse_listen
+from cloister.broker.ledger import Ledger, reconcile
+from cloister.broker.sessions import Sessions
+from cloister.broker.state import ENTRY, Change, State
+from cloister.crypto import SigningKey
+from cloister.errors import Denied, Misuse, Unavailable, Untrusted
+from tests.broker_world import NOW
+
+pytest_plugins = ["tests.broker_fixtures"]
+
+KEY = SigningKey(b"log key".ljust(32))
+ORIGIN = "cloister.invalid/log/hospital"
+
+
+class Parts:
+    """A state and a log in one folder, opened and closed together."""
+
+    def __init__(self, folder: Path, *, create: bool = True) -> None:
+        self.folder = folder
+        self.state = State.open(folder / "state.db", create=create)
+        opener = AuditLog.create if create else AuditLog.open
+        self.log = opener(folder / "log", origin=ORIGIN, signer=KEY)
+        self.ledger = Ledger(
+            self.state, self.log, lambda: NOW, actor="hospital", log_key=KEY.public, refusals_per_minute=2
+        )
+
+    def put(self, name: str, value: str) -> None:
+        with self.ledger.turn():
+            self.ledger.commit("asset.sealed", target=name, details={}, changes=[fact(name, value)])
+
+    def facts(self) -> dict[str, str]:
+        return {row["name"]: row["value"] for row in self.state.rows("facts")}
+
+    def close(self) -> None:
+        self.state.close()
+        self.log.close()
+
+
+def fact(name: str, value: Any) -> Change:
+    return Change("facts", {"name": name, "value": value})
+
+
+@pytest.fixture
+def parts(folder: Path) -> Iterator[Parts]:
+    made = Parts(folder)
+    yield made
+    made.close()
+
+
+def test_changes_come_with_their_entries(parts: Parts) -> None:
+    parts.put("a", "1")
+    parts.put("a", "2")
+    parts.put("b", "3")
+    assert parts.facts() == {"a": "2", "b": "3"}
+    progress = parts.state.progress()
+    assert (progress.revision, progress.log_size) == (3, parts.log.size)
+    assert parts.state.intents() == []
+    assert reconcile(parts.state, parts.log, KEY.public) == []
+
+
+def test_the_entrys_index_can_be_kept(parts: Parts) -> None:
+    parts.put("a", "1")
+    with parts.ledger.turn():
+        receipt = parts.ledger.commit(
+            "asset.sealed", target="x", details={}, changes=[Change("permits", {
+                "instance": "i", "output": "o", "issued": 5, "entry": ENTRY})],
+        )  # fmt: skip
+    row = parts.state.row("permits", instance="i")
+    assert row is not None
+    assert row["entry"] == receipt.index == 1
+
+
+def test_logged_tables_change_only_through_the_log(parts: Parts) -> None:
+    with pytest.raises(Misuse) as refused:
+        parts.state.put_hint("facts", {"name": "a", "value": "1"})
+    assert refused.value.code == "state.table"
+    intent = parts.state.intend([Change("peers", {"name": "lab", "address": "x"})])
+    with pytest.raises(Misuse):
+        parts.state.apply(intent, 0, 0, bytes(32))
+    assert parts.state.rows("peers") == []
+
+
+def test_numbers_of_abandoned_intents_are_not_used_again(parts: Parts) -> None:
+    first = parts.state.intend([fact("a", "1")])
+    parts.state.abandon(first)
+    assert parts.state.intend([]).revision == first.revision + 1
+
+
+def test_an_existing_state_is_not_created_over(parts: Parts) -> None:
+    for create in (True, False):
+        path = parts.folder / ("state.db" if create else "none.db")
+        with pytest.raises(Misuse) as refused:
+            State.open(path, create=create)
+        assert refused.value.code == "state.file"
+
+
+def test_a_damaged_state_is_refused(parts: Parts) -> None:
+    parts.state.put_hint("progress", {"name": "log_root", "value": "zz"})
+    with pytest.raises(Untrusted) as refused:
+        parts.state.progress()
+    assert refused.value.code == "state.damaged"
+
+
+def test_a_state_that_cannot_be_read(folder: Path) -> None:
+    (folder / "state.db").write_bytes(b"not a database, but long enough to be looked at" * 100)
+    state = State.open(folder / "state.db", create=False)
+    with pytest.raises(Unavailable) as refused:
+        state.progress()
+    assert refused.value.code == "state.unreachable"
+    state.close()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["commit", "intend", "log", "apply"]), min_size=1, max_size=6))
+def test_after_a_crash_anywhere_state_and_log_agree(folder: Path, steps: list[str]) -> None:
+    """A model: what the log has is in the tables, and nothing else is."""
+    place = folder / "crash"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    parts = Parts(place)
+    logged = 0
+    for number, step in enumerate(steps):
+        if step == "commit":
+            parts.put("value", str(number))
+            logged += 1
+            expected = str(number)
+            continue
+        # The process ends after announcing, after logging, or after applying.
+        intent = parts.state.intend([fact("value", str(number))])
+        if step != "intend":
+            parts.ledger.append("asset.sealed", target="x", details={"revision": intent.revision})
+            logged += 1
+            expected = str(number)
+        if step == "apply":
+            from cloister.audit import verify_checkpoint
+
+            head = verify_checkpoint(parts.log.head(), ORIGIN, KEY.public)
+            parts.state.apply(intent, head.size - 1, head.size, head.root)
+        parts.close()
+        parts = Parts(place, create=False)
+        reconcile(parts.state, parts.log, KEY.public)
+        assert parts.state.intents() == []
+    assert parts.log.size == logged
+    assert parts.facts() == ({"value": expected} if logged else {})
+    parts.close()
+
+
+def test_refusals_are_logged_within_bounds(parts: Parts) -> None:
+    for _ in range(5):
+        parts.ledger.refuse("key.refused", Denied("a.b", "No."), target="x", details={"contract": "c"})
+    assert parts.log.size == 2
+
+
+# Sessions.
+
+
+def test_sessions_are_few(calm: Any) -> None:
+    from dataclasses import replace
+
+    sessions = Sessions(replace(LIMITS, sessions=2))
+    request = object()
+    for _ in range(2):
+        sessions.open(request, "nonce", now=NOW)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable) as refused:
+        sessions.open(request, "nonce", now=NOW)  # type: ignore[arg-type]
+    assert refused.value.code == "session.full"
+    # A challenge that nobody answered makes room after its minute.
+    sessions.open(request, "nonce", now=NOW + LIMITS.nonce_seconds)  # type: ignore[arg-type]
+
+
+def test_an_answer_is_made_once() -> None:
+    from cloister.broker.sessions import Session
+
+    session = Session(request=None, opened=NOW, nonce=None)  # type: ignore[arg-type]
+    made: list[bytes] = []
+
+    def make() -> bytes:
+        made.append(b"x")
+        return b"answer"
+
+    assert session.once("a", make, limit=1) == session.once("a", make, limit=1) == b"answer"
+    assert made == [b"x"]
+    with pytest.raises(Denied):
+        session.once("b", make, limit=1)
+
+
+def test_a_session_hides_in_repr() -> None:
+    from cloister.broker.sessions import Session
+
+    session = Session(request=None, opened=NOW, nonce="the nonce")  # type: ignore[arg-type]
+    assert "nonce" not in repr(session)
+
+
+# Clock and settings.
+
+
+def test_the_clock_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.9, 50.0, 101.0])
+    monkeypatch.setattr("time.time", lambda: next(times))
+    clock = steady_clock()
+    assert [clock(), clock(), clock()] == [100, 100, 101]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:65535", ("[::1]", 65535))])
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    assert parse_listen(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ":1", "host", "host:", "host:-1", "host:65536", "host:１"])
+def test_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(Misuse):
+        parse_listen(text)
+
+
+def test_a_home_with_too_long_a_path() -> None:
+    with pytest.raises(Misuse) as refused:
+        _ = Settings(Path("/" + "x" * 100)).admin_socket
+    assert refused.value.code == "broker.path"

@@ -1,0 +1,157 @@
+"""Recipes: strict, ranged, canonical."""
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.contracts.recipe import Recipe, parse_recipe
+from cloister.crypto import canonical_json, parse_canonical
+from cloister.errors import Malformed, Misuse
+
+TEXT = """
+# comments are fine
+task: classification
+method: lora
+data: hospital/notes
+base: {party: lab, asset: minilm}
+columns: {text: note, label: "yes"}
+learning_rate: 5e-4
+epochs: 010
+lora:
+  rank: 8
+  targets: [value, query, query]
+"""
+BASE = {
+    "task": "classification", "method": "lora", "data": "hospital/notes", "base": "lab/minilm",
+    "columns": {"text": "note", "label": "kind"},
+}  # fmt: skip
+
+
+def test_yaml_is_read_without_yamls_guesses():
+    recipe = parse_recipe(TEXT)
+    assert recipe.learning_rate == Decimal("0.0005")
+    assert recipe.epochs == 10  # not octal
+    assert recipe.columns.target == "yes"  # not True
+    assert (recipe.data, recipe.base) == ("hospital/notes", "lab/minilm")
+    assert recipe.lora.targets == ("query", "value")
+    assert recipe.columns.names() == ("note", "yes")
+
+
+@pytest.mark.parametrize("task", ["classification", "generation"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_defaults_are_complete_and_canonical(task, method):
+    columns = BASE["columns"] if task == "classification" else {"completion": "note"}
+    recipe = parse_recipe({**BASE, "task": task, "method": method, "columns": columns})
+    document = recipe.to_document()
+    assert parse_canonical(canonical_json(document)) == document
+    assert Recipe.from_document(document) == recipe
+    assert (recipe.lora is None) == (method == "full")
+    assert recipe.validation == Decimal("0.1")
+
+
+def test_one_recipe_has_one_document():
+    spelled = [{"learning_rate": v} for v in ("5e-4", "0.00050", 0.0005, "+.0005")]
+    assert len({parse_recipe({**BASE, **s}).digest for s in spelled}) == 1
+    assert parse_recipe({**BASE, "learning_rate": "0.0005"}).to_document()["learning_rate"] == "0.0005"
+    assert parse_recipe({**BASE, "weight_decay": "0.0"}).to_document()["weight_decay"] == "0"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"learning_rate": "0.00050"}, {"epochs": "3"}, {"epochs": True}, {"kind": "cloister/recipe/v2"}, {"extra": 1},
+        {"threads": None}, {"lora": {"rank": 16}},
+    ],
+)  # fmt: skip
+def test_other_spellings_of_a_document_are_refused(spoil):
+    document = {**parse_recipe(BASE).to_document(), **spoil}
+    with pytest.raises((Malformed, Misuse)):
+        Recipe.from_document(document)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", {}])
+def test_what_is_no_document_is_refused(value):
+    with pytest.raises(Malformed) as caught:
+        Recipe.from_document(value)
+    assert caught.value.code == "recipe.kind"
+
+
+@pytest.mark.parametrize(
+    ("given_key", "nearest"),
+    [("learning_rte", "learning_rate"), ("batchsize", "batch_size"), ("epoch", "epochs"), ("xx", None)],
+)
+def test_unknown_key_names_the_nearest(given_key, nearest):
+    with pytest.raises(Misuse) as caught:
+        parse_recipe({**BASE, given_key: 1})
+    assert caught.value.code == "recipe.key"
+    assert f"'{given_key}'" in caught.value.message
+    assert nearest is None or f"'{nearest}'" in caught.value.message
+
+
+@pytest.mark.parametrize("nested", [{"columns": {"text": "a", "labels": "b"}}, {"lora": {"ranks": 4}}])
+def test_unknown_nested_key(nested):
+    with pytest.raises(Misuse) as caught:
+        parse_recipe({**BASE, **nested})
+    assert caught.value.code == "recipe.key"
+
+
+BAD = [
+    ("task", "regression"), ("method", "qlora"), ("data", "notes"), ("data", "../etc/passwd"), ("base", "Lab/x"),
+    ("base", {"party": "lab"}), ("validation", "0"), ("validation", "0.6"), ("epochs", 0), ("epochs", "1.5"),
+    ("epochs", True), ("max_steps", 0), ("learning_rate", "fast"), ("learning_rate", "nan"), ("learning_rate", "1e99"),
+    ("learning_rate", "0.00000001234567"), ("learning_rate", float("inf")), ("batch_size", -1), ("batch_size", 10**9),
+    ("max_length", 1), ("warmup_ratio", "2"), ("weight_decay", "-0.1"), ("pooling", "max"), ("seed", 2**40),
+    ("checkpoint_steps", -1), ("precision", "fp16"), ("threads", 0), ("columns", "text"), ("columns", {"text": "a"}),
+    ("columns", {"text": "a", "label": "a"}), ("columns", {"text": "", "label": "b"}), ("columns", {"text": 1, "label": "b"}),
+    ("lora", "big"), ("lora", {"rank": 0}), ("lora", {"dropout": "1"}), ("lora", {"targets": "query|key"}),
+    ("lora", {"targets": []}), ("lora", {"targets": [".*"]}), ("lora", {"targets": ["a/b"]}), ("lora", {"rslora": "maybe"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), BAD)
+def test_values_out_of_range_name_their_key(key, value):
+    with pytest.raises(Misuse) as caught:
+        parse_recipe({**BASE, key: value})
+    assert caught.value.code in ("recipe.value", "recipe.missing")
+    assert key in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["task", "method", "data", "base", "columns"])
+def test_missing_key_is_named(key):
+    with pytest.raises(Misuse) as caught:
+        parse_recipe({k: v for k, v in BASE.items() if k != key})
+    assert caught.value.code == "recipe.missing"
+    assert key in caught.value.message
+
+
+def test_keys_that_do_not_belong_to_the_task_or_method():
+    with pytest.raises(Misuse, match="method is full"):
+        parse_recipe({**BASE, "method": "full", "lora": {"rank": 4}})
+    with pytest.raises(Misuse, match="classification only"):
+        parse_recipe({**BASE, "task": "generation", "columns": {"completion": "c"}, "pooling": "mean"})
+
+
+def test_prompt_is_optional_and_empty_values_mean_the_default():
+    recipe = parse_recipe(
+        "task: generation\nmethod: full\ndata: a/b\nbase: a/c\nmax_steps:\nseed: ~\n"
+        "columns: {completion: c, prompt: null}\n"
+    )
+    assert recipe.columns.names() == ("c",)
+    assert recipe.max_steps is None
+    assert recipe.seed == 0
+
+
+@given(st.decimals(min_value="0.00000001", max_value=1, places=10), st.integers(1, 1000), st.integers(0, 2**31 - 1))
+def test_round_trip(rate, epochs, seed):
+    recipe = parse_recipe({**BASE, "learning_rate": f"{rate:f}", "epochs": epochs, "seed": seed})
+    document = parse_canonical(canonical_json(recipe.to_document()))
+    assert Recipe.from_document(document) == recipe
+    assert Recipe.from_document(document).digest == recipe.digest
+
+
+@given(st.text(max_size=200))
+def test_no_text_breaks_the_reader(text):
+    with pytest.raises((Misuse, Malformed)):
+        parse_recipe(text)

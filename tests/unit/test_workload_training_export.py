@@ -1,0 +1,122 @@
+"""What is released opens without Cloister: the model card's own lines, run where importing cloister fails."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from cloister.contracts.recipe import parse_recipe
+from cloister.workload.data import read_table
+from cloister.workload.training import export_files, load_base, run_training, usage_snippet
+from tests.tiny_models import MemorySink, Recorder, banking_csv, readers, tiny_bert, tiny_llama
+
+RECIPE = {
+    "task": "classification", "method": "lora", "data": "bank/queries", "base": "lab/tiny", "threads": 1,
+    "columns": {"text": "text", "label": "label"}, "batch_size": 8, "epochs": 1, "learning_rate": "0.01",
+    "checkpoint_steps": 0,
+}  # fmt: skip
+FULL = {**RECIPE, "method": "full"}
+GENERATE = {**RECIPE, "task": "generation", "columns": {"completion": "text"}}
+
+RUNNER = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "cloister":
+            raise ImportError("cloister is not here")
+sys.meta_path.insert(0, Refuse())
+try:
+    import cloister
+except ImportError:
+    pass
+else:
+    raise SystemExit("cloister was imported")
+import numpy, os
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    names = {}
+    exec(open("snippet.py").read(), names)
+    numpy.save("logits.npy", names["logits"].numpy())
+"""
+
+CASES = {
+    "lora": (RECIPE, tiny_bert),
+    "full-first-token": ({**FULL, "pooling": "first"}, tiny_bert),
+    "lora-lm": (GENERATE, tiny_llama),
+    "full-lm": ({**GENERATE, "method": "full"}, lambda: tiny_llama(tied=False)),
+    "full-lm-tied": ({**GENERATE, "method": "full"}, tiny_llama),
+    "lora-decoder-classifies": (RECIPE, tiny_llama),
+}
+
+
+def run(recipe, base):
+    parsed = parse_recipe(recipe)
+    recorder = Recorder()
+    table = read_table({"q.csv": io.BytesIO(banking_csv())}, parsed.columns.names())
+    return run_training(
+        parsed, load_base(readers(base)), table, sink=MemorySink(), progress=recorder, lease=recorder
+    )  # fmt: skip
+
+
+def ours(result):
+    with torch.no_grad():
+        if result.labels is None:
+            ids = result.base.tokenizer.encode("the beginning of a text").ids
+            return result.model(torch.tensor([ids])).logits.numpy()
+        rows = [result.base.tokenizer.encode(text).ids for text in ("first text to classify", "a second one")]
+        width = max(map(len, rows))
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])
+        return result.model(torch.tensor([r + [0] * (width - len(r)) for r in rows]), mask)["logits"].numpy()
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """Every case released into its own folder, and each one's snippet run there by one process without Cloister."""
+    root, results = tmp_path_factory.mktemp("released"), {}
+    for case, (recipe, base) in CASES.items():
+        results[case] = run(recipe, base())
+        for folder, files in (("", export_files(results[case])), ("base/", base())):
+            for name, data in files.items():
+                target = root / case / folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+        (root / case / "snippet.py").write_text(usage_snippet(results[case]))
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, *(str(root / case) for case in CASES)], capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root, results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_usage_snippet_gives_our_logits(released, case):
+    root, results = released
+    assert len([line for line in usage_snippet(results[case]).splitlines() if line.strip()]) <= 15
+    assert np.allclose(np.load(root / case / "logits.npy"), ours(results[case]), atol=1e-5)
+
+
+def test_release_names_the_asset_and_no_machine():
+    files = export_files(run(RECIPE, tiny_bert()))
+    assert set(files) == {
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/head.safetensors",
+        "adapter/labels.json", "adapter/pooling.json",
+    }  # fmt: skip
+    config = json.loads(files["adapter/adapter_config.json"])
+    assert config["base_model_name_or_path"] == "lab/tiny"
+    assert config["task_type"] == "FEATURE_EXTRACTION"
+    assert config["inference_mode"] is True
+    assert json.loads(files["adapter/labels.json"]) == ["card", "cash", "fee", "top_up"]
+    assert json.loads(files["adapter/pooling.json"]) == {"max_length": 40, "mode": "mean", "normalize": True}
+    assert not any(b"/tmp" in data or b"/home" in data for data in files.values())
+
+
+def test_full_release_carries_the_tokenizer_as_it_was():
+    files = export_files(run(FULL, tiny_bert()))
+    assert files["model/tokenizer.json"] == tiny_bert()["tokenizer.json"]
+    assert json.loads(files["model/config.json"])["dtype"] == "float32"
+    assert "model/head.safetensors" in files
