@@ -9,17 +9,15 @@ import base64
 import io
 import shutil
 import threading
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloister.attestation import Verifier
-from cloister.attestation.insecure import InsecureAttestationWarning, InsecureAttester, InsecureVerifier
-from cloister.audit import Facts, Receipt, parse_event
-from cloister.broker import Broker, Limits, RunningBroker, Settings, create_home
+from cloister.attestation import Attester
+from cloister.audit import Receipt
+from cloister.broker import RunningBroker
 from cloister.contracts import (
     CONTRACT_TYPE,
     Contract,
@@ -31,116 +29,47 @@ from cloister.contracts import (
     read_job,
 )
 from cloister.crypto import (
-    Argon2Params,
     Envelope,
     HpkePrivateKey,
     JweKey,
     SigningKey,
-    canonical_json,
     frame,
     parse_canonical,
     random_bytes,
     sign_document,
 )
-from cloister.sealed import Manifest, Sealed, SealIdentity, seal_object
+from cloister.sealed import Sealed, SealIdentity, seal_object
+from tests.broker_party import (
+    AGENT,
+    LEASE,
+    MEASUREMENT,
+    NOW,
+    OUTPUT,
+    TERMS,
+    FakeClock,
+    Party,
+    insecure_attester,
+    insecure_judges,
+)
 
-NOW = 1_790_000_000
-PASSPHRASE = b"correct horse battery"
-CHEAP = Argon2Params(8 * 1024, 1, 1)
-TERMS = Terms(("CC-BY-4.0",), "confidential", ("metrics", "adapter"))
-MEASUREMENT, AGENT = b"\xaa" * 32, b"\xbb" * 32
-OUTPUT = "hospital/queries-adapter"
-LEASE = 30
-
-
-class FakeClock:
-    """Time that only tests move."""
-
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> int:
-        return self.now
-
-    def pass_seconds(self, seconds: int) -> None:
-        self.now += seconds
-
-
-def insecure_judges() -> Mapping[str, Verifier]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InsecureAttestationWarning)
-        return {"insecure": InsecureVerifier()}
-
-
-def insecure_attester(key: SigningKey | None = None, agent: bytes = AGENT) -> InsecureAttester:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InsecureAttestationWarning)
-        return InsecureAttester(key or SigningKey(b"attester".ljust(32, b".")), agent)
-
-
-@dataclass
-class Party:
-    """One broker, its home, and how to start it again."""
-
-    name: str
-    home: Path
-    clock: FakeClock
-    judges: Mapping[str, Verifier]
-    limits: Limits = field(default_factory=lambda: Limits(heads_interval=3600.0, peer_seconds=2.0))
-    broker: Broker = field(init=False)
-
-    def __post_init__(self) -> None:
-        if not self.home.exists():
-            create_home(self.settings, self.name, PASSPHRASE, part_of=None, clock=self.clock, params=CHEAP)
-        self.start()
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(self.home, limits=self.limits)
-
-    def start(self) -> Broker:
-        self.broker = Broker.start(self.settings, PASSPHRASE, clock=self.clock, judges=self.judges)
-        return self.broker
-
-    def restart(self) -> Broker:
-        self.broker.close()
-        return self.start()
-
-    def log(self) -> list[Facts]:
-        log = self.broker.core.ledger.log
-        return [parse_event(entry) for entry in log.entries(0, log.size)]
-
-    def kinds(self) -> list[str]:
-        return [facts.kind for facts in self.log()]
-
-    def revision(self) -> int:
-        return self.broker.core.ledger.state.progress().revision
-
-    def tables(self) -> dict[str, Any]:
-        """Everything that is logged state: what must not change when something is refused."""
-        names = ("facts", "pins", "contracts", "jobs", "instances", "permits", "assets")
-        return {name: self.broker.core.ledger.state.rows(name) for name in names}
-
-    def seal(self, folder: Path, name: str, asset_class: str, *, content: bytes = b"rows", terms: Any = None) -> Sealed:
-        following = self.broker.core.assets.next(name)
-        dek = random_bytes(32)
-        previous = following["previous"]
-        return seal_object(
-            [("file.bin", io.BytesIO(content))],
-            folder,
-            dek=dek,
-            identity=SealIdentity(
-                owner=self.name,
-                asset_id=bytes.fromhex(following["asset_id"]),
-                name=name,
-                version=following["version"],
-                asset_class=asset_class,
-                created=self.clock(),
-                previous=None if previous is None else bytes.fromhex(previous),
-            ),
-            sign=lambda _, payload: self.broker.core.assets.seal(payload, dek),
-            terms={"terms": (terms or TERMS).document()},
-        )
+__all__ = [
+    "AGENT",
+    "HPKE",
+    "LEASE",
+    "MEASUREMENT",
+    "NOW",
+    "OUTPUT",
+    "TERMS",
+    "Party",
+    "Workload",
+    "World",
+    "insecure_attester",
+    "introduce",
+    "nothing_granted",
+    "recipe",
+    "recipe_document",
+    "serving",
+]
 
 
 @dataclass
@@ -156,7 +85,7 @@ class World:
     job: Job = field(init=False)
 
     def __post_init__(self) -> None:
-        self.attester = insecure_attester()
+        self.attester: Attester = insecure_attester()
 
     def open(self) -> World:
         judges = insecure_judges()
@@ -317,7 +246,7 @@ class Workload:
             "statements": self.statements(),
             **changes,
         }
-        return {"extra-params": {"cloister": cloister}, "tee": "insecure", "version": "0.4.0"}
+        return {"extra-params": {"cloister": cloister}, "tee": self.world.attester.tee, "version": "0.4.0"}
 
     def attestation(self, nonce: str, **changes: Any) -> dict[str, Any]:
         evidence = self.launch().world.attester.evidence(self.instance, nonce, self.jwe.public_jwk)
@@ -401,16 +330,6 @@ class Workload:
             sign=lambda kind, payload: Envelope(kind, payload).signed_by(self.signing),
             terms=described,
         )
-
-
-def mutated(envelope: Envelope, **changes: Any) -> Envelope:
-    """The same document with other fields and the old signatures."""
-    body = {**envelope.document(), **changes}
-    return Envelope(envelope.payload_type, canonical_json(body), envelope.signatures)
-
-
-def manifest_of(envelope: Envelope) -> Manifest:
-    return Manifest.from_payload(envelope.payload)
 
 
 @contextmanager

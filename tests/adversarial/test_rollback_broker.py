@@ -108,7 +108,7 @@ def test_the_vault_of_another_party_is_put_in_place(world: World) -> None:
 
 def test_the_wrong_passphrase(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.hospital.broker.close()
-    monkeypatch.setattr("tests.broker_world.PASSPHRASE", b"another passphrase")
+    monkeypatch.setattr("tests.broker_party.PASSPHRASE", b"another passphrase")
     with pytest.raises(Denied) as refused:
         world.hospital.start()
     assert refused.value.code == "vault.passphrase"

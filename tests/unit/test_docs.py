@@ -179,3 +179,17 @@ def test_the_reader_of_pages_itself() -> None:
     assert tables(text) == [[["setting", "x"], ["`A`", "b"]]]
     with pytest.raises(ValueError, match="never closed"):
         fenced("```console\n$ x\n")
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    text = (ROOT / "THREAT_MODEL.md").read_text()
+    named = set(re.findall(r"`(test_[a-z0-9_]+\.py)`", text))
+    present = {path.name for folder in ("adversarial", "e2e") for path in (ROOT / "tests" / folder).glob("test_*.py")}
+    assert len(named) > 20
+    assert sorted(named - present) == []
+
+
+def test_every_file_that_the_threat_model_names_exists() -> None:
+    rows = [line for line in (ROOT / "THREAT_MODEL.md").read_text().splitlines() if re.match(r"\| \d+ \|", line)]
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", row.split("|")[4])}
+    assert sorted(name for name in named if not (ROOT / "src" / "cloister" / name).exists()) == []

@@ -104,9 +104,11 @@ BAD = [
     ("learning_rate", "0.00000001234567"), ("learning_rate", float("inf")), ("batch_size", -1), ("batch_size", 10**9),
     ("max_length", 1), ("warmup_ratio", "2"), ("weight_decay", "-0.1"), ("pooling", "max"), ("seed", 2**40),
     ("checkpoint_steps", -1), ("precision", "fp16"), ("threads", 0), ("columns", "text"), ("columns", {"text": "a"}),
-    ("columns", {"text": "a", "label": "a"}), ("columns", {"text": "", "label": "b"}), ("columns", {"text": 1, "label": "b"}),
+    ("columns", {"text": "a", "label": "a"}), ("columns", {"text": "", "label": "b"}),
+    ("columns", {"text": 1, "label": "b"}),
     ("lora", "big"), ("lora", {"rank": 0}), ("lora", {"dropout": "1"}), ("lora", {"targets": "query|key"}),
-    ("lora", {"targets": []}), ("lora", {"targets": [".*"]}), ("lora", {"targets": ["a/b"]}), ("lora", {"rslora": "maybe"}),
+    ("lora", {"targets": []}), ("lora", {"targets": [".*"]}), ("lora", {"targets": ["a/b"]}),
+    ("lora", {"rslora": "maybe"}),
 ]  # fmt: skip
 
 

@@ -86,7 +86,8 @@ def released(tmp_path_factory):
                 target.write_bytes(data)
         (root / case / "snippet.py").write_text(usage_snippet(results[case]))
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, *(str(root / case) for case in CASES)], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", RUNNER, *(str(root / case) for case in CASES)],
+        capture_output=True, text=True, check=False,
         env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HOME": str(root), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

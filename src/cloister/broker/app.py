@@ -80,7 +80,8 @@ class Broker:
         judges: Mapping[str, Verifier] | None = None,
     ) -> Broker:
         """Open the home, check it, build the services. Raises what ``open_home`` and the peers' check raise."""
-        judges = judges or verifiers(allow_insecure=settings.allow_insecure_attester, production=False)
+        insecure = settings.allow_insecure_attester
+        judges = judges or verifiers(allow_insecure=insecure, production=not insecure)
         opened = open_home(settings, passphrase)
         try:
             return cls(settings, opened, clock or steady_clock(), judges)

@@ -82,6 +82,7 @@ class OwnerOnly(H11Protocol):
         sock: socket.socket = transport.get_extra_info("socket")
         _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         if uid not in (0, os.geteuid()):
+            self.transport = transport  # closing wants it; nothing is read from it
             transport.abort()
             return
         super().connection_made(transport)

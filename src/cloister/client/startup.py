@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -48,6 +47,8 @@ def up(home: Home, *, single_user: bool = False) -> tuple[dict[str, Any], bool]:
             stderr=log,
             start_new_session=True,
         )
+    # It outlives this process. As long as this one lives, somebody has to take note when it ends.
+    threading.Thread(target=process.wait, daemon=True).start()
     _await_ready(process)
     deadline = time.monotonic() + _READY_SECONDS
     while not home.running():  # it says ready just before it listens
@@ -106,10 +107,9 @@ def down(home: Home) -> bool:
 
 
 def _alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
+    """Running, and not merely waiting for its parent to take note of its end."""
     try:
-        os.waitpid(pid, os.WNOHANG)  # where this process started it, collect it
-    except ChildProcessError:
-        return Path(f"/proc/{pid}").exists()
-    return Path(f"/proc/{pid}").exists()
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

@@ -123,9 +123,9 @@ class Home:
 
 def _read_line(connection: socket.socket) -> bytes:
     line = bytearray()
-    while not line.endswith(b"\n"):
+    while b"\n" not in line:
         part = connection.recv(65536)
         if not part or len(line) > _LINE:
             raise Malformed("home.answer", "Cloister's answer broke off; look into supervisor.log.")
         line += part
-    return bytes(line)
+    return bytes(line.partition(b"\n")[0])

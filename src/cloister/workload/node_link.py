@@ -42,17 +42,19 @@ class NodeLink:
 
     def _ask(self, request: dict[str, Any]) -> tuple[socket.socket, dict[str, Any]]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(_TIMEOUT)
         try:
+            sock.settimeout(_TIMEOUT)
             sock.connect(str(self._path))
             sock.sendall(json.dumps(request).encode() + b"\n")
             answer = parse_json(self._line(sock), limit=_LINE_LIMIT)
+            if not isinstance(answer, dict) or answer.get("ok") is not True:
+                raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
         except OSError:
             sock.close()
             raise Unavailable("node.link", "The node agent does not answer on its socket.") from None
-        if not isinstance(answer, dict) or answer.get("ok") is not True:
+        except CloisterError:
             sock.close()
-            raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
+            raise
         return sock, answer
 
     @staticmethod

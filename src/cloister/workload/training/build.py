@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-from ...errors import Malformed
+from ...errors import CloisterError, Malformed
 
 __all__ = ["build"]
 
@@ -24,7 +24,6 @@ _DROPOUTS = (
 )  # fmt: skip
 # A model that asks for so many more numbers than its files hold would be filled with random ones.
 _SLACK = 4_000_000
-_BUILD_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError, OSError)
 
 
 def build(config: dict[str, Any], weights: dict[str, torch.Tensor], highest_token: int, *, head: bool) -> nn.Module:
@@ -44,8 +43,10 @@ def build(config: dict[str, Any], weights: dict[str, torch.Tensor], highest_toke
             None, config=made, state_dict=weights, dtype=torch.float32, attn_implementation="sdpa",
             output_loading_info=True,
         )  # fmt: skip
-    except _BUILD_ERRORS:
-        # The library's own text can be pages long and quotes the file; it stays inside.
+    except CloisterError:
+        raise
+    except Exception:  # noqa: BLE001 - for a broken config the library raises whatever its code stumbles over
+        # Its own text can be pages long and quotes the file; it stays inside.
         raise _misfit() from None
     # A pooler is the one part that checkpoints often leave out; no result here depends on it.
     if any("pooler" not in name for name in report["missing_keys"]) or report["mismatched_keys"]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...contracts.recipe import Recipe
-from ..data import Table, label_names, split_rows
+from ..data import Split, Table, label_names, split_rows
 from ..evaluation import Baseline, Probe, baseline, evaluate_classification, fit_probe
 from .adapters import add_lora
 from .base_model import BaseModel
@@ -21,12 +21,14 @@ from .tokenize import encode_labelled
 __all__ = ["run_classification"]
 
 
-def run_classification(recipe: Recipe, base: BaseModel, table: Table, ports: Ports) -> TrainingResult:
+def run_classification(
+    recipe: Recipe, base: BaseModel, table: Table, ports: Ports, split: Split | None
+) -> TrainingResult:
     """See ``engine.run_training``."""
     timings = Timings()
     texts, names = _texts(recipe, table), table.column(recipe.columns.target)
     labels = label_names(names)
-    split = split_rows(texts, names, recipe.validation, recipe.seed)
+    split = split or split_rows(texts, names, recipe.validation, recipe.seed)
     model, max_length = _classifier(recipe, base, len(labels))
     number = {name: place for place, name in enumerate(labels)}
     rows = encode_labelled(base.tokenizer, texts, [number[name] for name in names], max_length)
@@ -42,7 +44,8 @@ def run_classification(recipe: Recipe, base: BaseModel, table: Table, ports: Por
         truth, compared.predictions, answers, base_kind=compared.kind, seed=recipe.seed
     )
     ports.progress.report("evaluate", 1, 1, {"accuracy": f"{evaluation.scores['accuracy'].tuned:f}"})
-    return TrainingResult(recipe, base, model, evaluation, max_length, labels, model.pooling, timings)
+    found = {"rows": np.array(split.validation), "truth": truth, "base": compared.predictions, "tuned": answers}
+    return TrainingResult(recipe, base, model, evaluation, found, max_length, labels, model.pooling, timings)
 
 
 def _texts(recipe: Recipe, table: Table) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import torch
 
 from ...contracts.recipe import Recipe
-from ..data import Table
+from ..data import Split, Table
 from .base_model import BaseModel
 from .classify import run_classification
 from .generate import run_generation
@@ -18,9 +18,18 @@ __all__ = ["run_training"]
 
 
 def run_training(
-    recipe: Recipe, base: BaseModel, table: Table, *, sink: CheckpointSink, progress: Progress, lease: Lease
+    recipe: Recipe,
+    base: BaseModel,
+    table: Table,
+    *,
+    sink: CheckpointSink,
+    progress: Progress,
+    lease: Lease,
+    split: Split | None = None,
 ) -> TrainingResult:
     """Train as the recipe says, on the table's rows, and compare with the base on the validation rows.
+
+    ``split`` sets other validation rows aside than the recipe's seeded share, for cross-validation.
 
     Goes on from the sink's newest checkpoint if there is one: on one machine and thread count the result is bit for
     bit that of an uninterrupted run. Raises what the ports raise, and Misuse or Malformed for rows or a base that
@@ -33,5 +42,5 @@ def run_training(
     ports = Ports(sink, progress, lease)
     lease.check()
     if recipe.task == "classification":
-        return run_classification(recipe, base, table, ports)
-    return run_generation(recipe, base, table, ports)
+        return run_classification(recipe, base, table, ports, split)
+    return run_generation(recipe, base, table, ports, split)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...contracts.recipe import Recipe
-from ..data import Table, split_rows
+from ..data import Split, Table, split_rows
 from ..evaluation import evaluate_generation
 from .adapters import add_lora
 from .base_model import BaseModel
@@ -21,14 +21,14 @@ from .tokenize import encode_completions
 __all__ = ["run_generation"]
 
 
-def run_generation(recipe: Recipe, base: BaseModel, table: Table, ports: Ports) -> TrainingResult:
+def run_generation(recipe: Recipe, base: BaseModel, table: Table, ports: Ports, split: Split | None) -> TrainingResult:
     """See ``engine.run_training``."""
     timings = Timings()
     completions = table.column(recipe.columns.target)
     prompts = None if recipe.columns.input is None else table.column(recipe.columns.input)
     # Rows are told apart by all they say: one instruction may stand before every completion.
     wholes = completions if prompts is None else [f"{p}\0{c}" for p, c in zip(prompts, completions, strict=True)]
-    split = split_rows(wholes, None, recipe.validation, recipe.seed)
+    split = split or split_rows(wholes, None, recipe.validation, recipe.seed)
     model: Any = base.causal_lm().to(device())
     max_length = base.max_length(recipe.max_length, model)
 
@@ -58,7 +58,13 @@ def run_generation(recipe: Recipe, base: BaseModel, table: Table, ports: Ports) 
         recipe.seed,
     )
     ports.progress.report("evaluate", 1, 1, {"bits_per_byte": f"{evaluation.scores['bits_per_byte'].tuned:f}"})
-    return TrainingResult(recipe, base, model, evaluation, max_length, None, None, timings)
+    found = {
+        "rows": np.array(split.validation),
+        "base_nats": before.nats,
+        "tuned_nats": after.nats,
+        "tokens": after.tokens,
+    }
+    return TrainingResult(recipe, base, model, evaluation, found, max_length, None, None, timings)
 
 
 def _text_bytes(base: BaseModel, rows: list[Row]) -> NDArray[np.int64]:

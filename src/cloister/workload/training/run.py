@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ...contracts.recipe import Recipe
@@ -54,12 +55,17 @@ class Ports:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The tuned ``model`` with what export and card need. ``labels`` and ``pooling`` are None for generation."""
+    """The tuned ``model`` with what export and card need. ``labels`` and ``pooling`` are None for generation.
+
+    ``answers``, one entry per validation row: ``rows`` (its number), and ``truth``, ``base``, ``tuned`` (label numbers),
+    or ``base_nats``, ``tuned_nats``, ``tokens`` for generation. They stay inside; ``evaluation`` is what may leave.
+    """
 
     recipe: Recipe
     base: BaseModel
     model: Any
     evaluation: Evaluation
+    answers: Mapping[str, NDArray[Any]]
     max_length: int
     labels: tuple[str, ...] | None
     pooling: Pooling | None
