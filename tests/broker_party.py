@@ -13,7 +13,7 @@ from cloister.attestation import Verifier
 from cloister.attestation.insecure import InsecureAttestationWarning, InsecureAttester, InsecureVerifier
 from cloister.audit import Facts, parse_event
 from cloister.broker import Broker, Limits, Settings, create_home
-from cloister.contracts import Terms
+from cloister.contracts import Terms, parse_recipe
 from cloister.crypto import Argon2Params, SigningKey, random_bytes
 from cloister.sealed import Sealed, SealIdentity, seal_object
 
@@ -24,6 +24,22 @@ TERMS = Terms(("CC-BY-4.0",), "confidential", ("metrics", "adapter"))
 MEASUREMENT, AGENT = b"\xaa" * 32, b"\xbb" * 32
 OUTPUT = "hospital/queries-adapter"
 LEASE = 30
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    return {
+        "task": "classification",
+        "method": "lora",
+        "data": "hospital/queries",
+        "base": "lab/minilm",
+        "columns": {"text": "text", "label": "category"},
+        **changes,
+    }
+
+
+def recipe_document(**changes: Any) -> dict[str, Any]:
+    """As a client sends it to its broker."""
+    return parse_recipe(recipe(**changes)).to_document()
 
 
 class FakeClock:

@@ -24,7 +24,6 @@ from cloister.contracts import (
     Job,
     Terms,
     contract_document,
-    parse_recipe,
     read_contract,
     read_job,
 )
@@ -50,6 +49,8 @@ from tests.broker_party import (
     Party,
     insecure_attester,
     insecure_judges,
+    recipe,
+    recipe_document,
 )
 
 __all__ = [
@@ -180,22 +181,6 @@ class World:
 
     def workload(self, **changes: Any) -> Workload:
         return Workload(self, **changes)
-
-
-def recipe(**changes: Any) -> dict[str, Any]:
-    return {
-        "task": "classification",
-        "method": "lora",
-        "data": "hospital/queries",
-        "base": "lab/minilm",
-        "columns": {"text": "text", "label": "category"},
-        **changes,
-    }
-
-
-def recipe_document(**changes: Any) -> dict[str, Any]:
-    """As a client sends it to its broker."""
-    return parse_recipe(recipe(**changes)).to_document()
 
 
 HPKE = HpkePrivateKey.generate()  # making one is slow, and tests that need another make it

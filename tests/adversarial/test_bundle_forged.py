@@ -92,21 +92,21 @@ def test_manifest_signed_by_another_workload(bundle: Bundle, tmp_path: Path) -> 
 
 def test_output_for_other_recipients_or_in_another_form(bundle: Bundle, tmp_path: Path) -> None:
     out = bundle.write(tmp_path / "out")
-    for n, terms in enumerate(({"recipients": ["lab"]}, {"form": "weights"}, {"instance": "00" * 16})):
-        manifest = bundle.manifest(tmp_path / f"sealed-{n}", **terms)
+    for name, value in {"recipients": ["lab"], "form": "weights", "instance": "00" * 16}.items():
+        manifest = bundle.manifest(tmp_path / f"sealed-{name}", **{name: value})
         edit(out, lambda r, m=manifest: r.update(manifest=m.to_bytes().decode()))
-        refused(out, Untrusted, "verify.terms")
+        refused(out, Denied, f"output.{name}")
 
 
 @pytest.mark.parametrize("gates", [[], [{"metric": "accuracy", "margin": "0.01", "passed": False}]])
 def test_gate_that_did_not_pass(bundle: Bundle, tmp_path: Path, gates: list[dict[str, Any]]) -> None:
     bundle.gates = gates
-    refused(bundle.write(tmp_path / "out"), Denied, "verify.gate")
+    refused(bundle.write(tmp_path / "out"), Denied, "output.gate")
 
 
 def test_gate_with_a_softer_margin(bundle: Bundle, tmp_path: Path) -> None:
     bundle.gates = [{"metric": "accuracy", "margin": "-1", "passed": True}]
-    refused(bundle.write(tmp_path / "out"), Denied, "verify.gate")
+    refused(bundle.write(tmp_path / "out"), Denied, "output.gate")
 
 
 def test_permit_missing_or_of_another_output(bundle: Bundle, tmp_path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..audit import Receipt
 from ..contracts import (
     Contract,
     Job,
-    Output,
-    Terms,
+    check_output,
     check_signatures,
     permit_envelope,
     read_contract,
@@ -26,43 +24,7 @@ from .decision import Instance
 from .leases import live_run
 from .state import ENTRY, Change
 
-__all__ = ["Permits", "check_output"]
-
-
-def check_output(manifest: Manifest, contract: Contract, job: Job, instance: bytes) -> Output:
-    """Whether this is the output that the contract lets this job make, in its form, for its recipients. Pure.
-
-    Raises Denied with the rule that said no.
-    """
-    output = next((o for o in contract.outputs if o.name == job.output), None)
-    if output is None or manifest.name != output.name or manifest.asset_class != "artifact":
-        raise Denied("output.name", "The manifest is not of the output that the job was to make.")
-    if (manifest.contract, manifest.job) != (contract.digest, job.digest):
-        raise Denied("output.job", "The manifest is of another contract or job.")
-    parents = tuple(sorted((job.data, job.base)))
-    if manifest.parents != parents:
-        raise Denied("output.parents", "The manifest names other parents than the assets that the job used.")
-    f = Fields(dict(manifest.terms), "output's terms")
-    if f.text("form") != output.form:
-        raise Denied("output.form", "The output has another form than the contract lets out.")
-    if f.texts("recipients") != output.recipients:
-        raise Denied("output.recipients", "The output names other recipients than the contract.")
-    if f.hex("instance", 16) != instance:
-        raise Denied("output.instance", "The output was made by another instance.")
-    if Terms.read(f.raw("terms")) != Terms.intersect([contract.asset(parent).terms for parent in parents]):
-        raise Denied("output.terms", "The output's terms are not the intersection of its parents' terms.")
-    _check_gates(f.items("gates", lambda value: value, limit=64), contract)
-    f.done()
-    return output
-
-
-def _check_gates(gates: Sequence[Any], contract: Contract) -> None:
-    passed = {(g.get("metric"), g.get("margin")) for g in gates if isinstance(g, dict) and g.get("passed") is True}
-    for gate in contract.gates:
-        if (gate.metric, str(gate.margin)) not in passed:
-            raise Denied("output.gate", f"The contract's gate on {gate.metric} is not recorded as passed.")
-    if any(not isinstance(g, dict) or g.get("passed") is not True for g in gates):
-        raise Denied("output.gate", "The output's manifest records a gate that did not pass.")
+__all__ = ["Permits"]
 
 
 class Permits:

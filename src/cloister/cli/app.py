@@ -16,11 +16,12 @@ from .job import job
 from .logs import audit, keys
 from .org import org, team
 from .recipe import recipe
-from .terminal import fail
+from .terminal import fail, note
 
 __all__ = ["app", "main"]
 
 _NO_ARGUMENTS = "NoArgsIsHelpError"
+_INTERRUPTED = 130  # what shells expect of a program that a person interrupted; Typer turns Ctrl-C into it
 
 
 def _make() -> typer.Typer:
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     as_json = "--json" in given
     try:
         code = app(given, prog_name="cloister", standalone_mode=False)
+        if code == _INTERRUPTED:
+            note("cloister: Interrupted; what was started elsewhere goes on.")
         return code if isinstance(code, int) else 0
     except CloisterError as error:
         return fail(error, as_json=as_json)
@@ -76,8 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(error.format_message(), file=sys.stderr)
             return Misuse.exit_code
         return fail(Misuse("terminal.usage", _sentence(error.format_message())), as_json=as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        return fail(Misuse("terminal.interrupted", "Interrupted; nothing more was done."), as_json=as_json)
     except BrokenPipeError:
         return 1  # whoever read our output has seen enough
     except Exception as bug:  # noqa: BLE001  the last line: a bug's own text may quote what it worked on

@@ -18,7 +18,8 @@ Written by `python -m cloister.cli.reference` from the commands themselves; a te
 
 Results go to stdout, everything else to stderr. With `--json`, stdout carries one JSON object, for errors too:
 `{"error": {"kind", "code", "message", "details"}}`. Exit codes: 0 done, 1 failed or unreachable, 2 misuse, 3 denied,
-4 not verified. Passphrases are typed, or read from a file; they are never arguments or environment values.
+4 not verified, 130 interrupted. Passphrases are typed, or read from a file; they are never arguments or environment
+values.
 
 | setting | meaning |
 |---|---|

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ..attestation import verify_token
-from ..audit import Facts, Receipt, parse_event
+from ..audit import Facts, Receipt, parse_event, verify_quorum
 from ..contracts import (
     LEVELS,
     Card,
     Contract,
     Job,
-    Output,
-    Terms,
+    check_output,
     check_signatures,
     log_origin,
     read_contract,
@@ -103,7 +102,8 @@ def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _
     _check_tokens(f.mapping("tokens", lambda _, v: v, limit=64), contract, job, run)
     # 5. That workload signed the output's manifest, which is as the contract says. 7. With every gate passed.
     envelope = Envelope.from_bytes(f.text("manifest", limit=_LIMIT).encode())
-    output = _check_manifest(envelope, contract, job, run)
+    envelope.verify(MANIFEST_TYPE, [run.signing])
+    output = check_output(Manifest.from_payload(envelope.payload), contract, job, run.instance)
     # 6. Every owner permitted exactly this manifest, and logged that.
     _check_permits(f.mapping("permits", lambda _, v: v, limit=64), contract, job, run, envelope.digest)
     f.raw("wraps")
@@ -155,6 +155,8 @@ def _check_keys(keys: dict[str, Any], contract: Contract, job: Job) -> _Run:
         found: set[str] = set()
         for entry in entries if isinstance(entries, list) else ():
             details = _about(_logged(entry, owner, contract), "key.released", contract, job)
+            if least := contract.platform.witness_quorum:
+                verify_quorum(Receipt.from_wire(entry).checkpoint, contract.witnesses(owner), least, not_before=0)
             found.add(str(details.get("resource")))
             try:
                 runs.add(
@@ -212,37 +214,6 @@ def _issued(token: Any) -> int:
     if not isinstance(issued, int):
         raise Malformed("verify.token", "An attestation result in the bundle can't be read.")
     return issued
-
-
-def _check_manifest(envelope: Envelope, contract: Contract, job: Job, run: _Run) -> Output:
-    envelope.verify(MANIFEST_TYPE, [run.signing])
-    manifest = Manifest.from_payload(envelope.payload)
-    output = next((o for o in contract.outputs if o.name == job.output), None)
-    parents = tuple(sorted((job.data, job.base)))
-    if output is None or manifest.name != output.name or manifest.asset_class != "artifact":
-        raise Untrusted("verify.output", "The output is not the one that the job was to make.")
-    if (manifest.contract, manifest.job, manifest.parents) != (contract.digest, job.digest, parents):
-        raise Untrusted("verify.output", "The output's manifest belongs to another contract, job or set of parents.")
-    f = Fields(dict(manifest.terms), "output's terms")
-    expected = Terms.intersect([contract.asset(p).terms for p in parents])
-    same = (
-        f.text("form") == output.form
-        and f.texts("recipients") == output.recipients
-        and f.hex("instance", 16) == run.instance
-        and Terms.read(f.raw("terms")) == expected
-    )
-    if not same:
-        raise Untrusted("verify.terms", "The output's form, recipients or terms are not what the contract says.")
-    _check_gates(f.items("gates", lambda v: v, limit=64), contract)
-    f.done()
-    return output
-
-
-def _check_gates(gates: tuple[Any, ...], contract: Contract) -> None:
-    passed = {(g.get("metric"), g.get("margin")) for g in gates if isinstance(g, dict) and g.get("passed") is True}
-    for gate in contract.gates:
-        if (gate.metric, f"{gate.margin:f}") not in passed:
-            raise Denied("verify.gate", f"The contract's gate on {gate.metric} is not recorded as passed.")
 
 
 def _check_permits(permits: dict[str, Any], contract: Contract, job: Job, run: _Run, output: bytes) -> None:

@@ -2,7 +2,7 @@
 
 The tour: ``party`` (cards and pins), ``terms`` (what travels with an asset), ``contract`` (the document and
 its signatures), ``recipe`` (what a run may do), ``documents`` (jobs, status statements, revocations, permits),
-``decision`` (may this run have this asset?).
+``decision`` (may this run have this asset?), ``outputs`` (may this output leave?), ``requests`` (signed HTTP requests).
 """
 
 from .contract import (
@@ -35,6 +35,7 @@ from .documents import (
     read_revocation,
     revocation_envelope,
 )
+from .outputs import OutputManifest, check_output
 from .party import (
     CARD_TYPE,
     COMPROMISE_TYPE,
@@ -68,6 +69,7 @@ __all__ = [
     "Gate",
     "Job",
     "Output",
+    "OutputManifest",
     "PartyKeys",
     "Permit",
     "Platform",
@@ -77,6 +79,7 @@ __all__ = [
     "check_compromise",
     "check_contract",
     "check_job",
+    "check_output",
     "check_signatures",
     "check_statement",
     "check_statements",

@@ -13,7 +13,7 @@ from typing import Any
 from ..crypto import Envelope
 from ..errors import Denied, Malformed, Untrusted
 from ..fields import Fields
-from .party import Card, PartyKeys
+from .party import Card, PartyKeys, log_origin
 from .terms import FORMS, Terms
 
 __all__ = [
@@ -189,6 +189,10 @@ class Contract:
     def owners(self) -> tuple[str, ...]:
         """Parties that own an asset, sorted: each runs a broker that must agree to every run and release."""
         return tuple(sorted({asset.owner for asset in self.assets}))
+
+    def witnesses(self, owner: str) -> dict[str, bytes]:
+        """Whose cosignatures count for ``owner``'s log: the other parties', by log name. Never the operator's."""
+        return {log_origin(name): keys.receipt for name, keys in self.parties.items() if name != owner}
 
 
 def read_contract(envelope: Envelope) -> Contract:

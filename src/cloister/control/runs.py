@@ -11,7 +11,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from ..contracts import read_job
 from ..crypto import Envelope, parse_json
-from ..errors import Denied, Malformed, Misuse
+from ..errors import CloisterError, Denied, Malformed, Misuse
 from ..fields import Fields
 from .agreements import Agreements
 from .database import Database
@@ -51,9 +51,13 @@ class Runs:
                 values = {"attempts": row.attempts + 1, "started": row.started or now, "state": "running"}
                 connection.execute(update(jobs).where(jobs.c.digest == row.digest).values(**values))
             held = self._agreements.get(row.contract, None)
-            refusal = held.refusal(now=now)
+            refusal: CloisterError | None = held.refusal(now=now)
             if refusal is None:
-                job = read_job(Envelope.from_bytes(row.envelope.encode()), held.contract)
+                try:
+                    job = read_job(Envelope.from_bytes(row.envelope.encode()), held.contract)
+                except CloisterError as changed:  # since it was submitted: what lies here is no job any more
+                    refusal = changed
+            if refusal is None:
                 return {
                     "assets": [job.data.hex(), job.base.hex()],
                     "contract": held.contract.envelope.to_bytes().decode(),

@@ -10,22 +10,26 @@ import contextlib
 import json
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..contracts import Contract, Job, read_contract, read_job
 from ..crypto import Envelope
-from ..errors import CloisterError, Unavailable
+from ..errors import CloisterError, Internal, Unavailable
 from .control_link import ControlLink
 from .sandbox import Sandbox
 
 __all__ = ["Agent", "Launch", "RunSandbox"]
 
+T = TypeVar("T")
 _MAX_LAUNCHES = 4  # the first, and three resumptions after a kill
 _POLL_SECONDS = 0.5
+_RETRY_SECONDS = 1.0
+_AWAY = "control.unreachable"
 _KILLED_FROM = 128  # an exit status of 128 + n: ended by signal n
 _KILLED = 137
 _STATE_OF_EXIT = {0: "succeeded", 3: "denied", 4: "denied", 20: "revoked"}
@@ -99,42 +103,47 @@ class Agent:
             folder.mkdir(parents=True, exist_ok=True)
 
     def serve(self, stop: Callable[[], bool]) -> None:
-        """Claim and run jobs until ``stop``. A control plane that is away is asked again."""
+        """Claim and run jobs until ``stop``. A control plane that is away is asked again; one that hands out what is no
+        job, or refuses a report, ends that job and not this agent."""
         while not stop():
             try:
                 claim = self._control.post("/v1/node/claim", {})
-            except Unavailable:
-                time.sleep(1.0)
-                continue
-            if claim.get("job"):
-                self.handle(claim)
+                if claim.get("job"):
+                    self.handle(claim)
+            except CloisterError as fault:
+                if fault.code != _AWAY:
+                    print(f"{fault.code}: {fault.message}", file=sys.stderr, flush=True)
+                time.sleep(_RETRY_SECONDS)
 
     def handle(self, claim: dict[str, Any]) -> None:
         """One claimed job, from download to upload. Whatever goes wrong ends as the job's state, with its reason."""
         contract = read_contract(Envelope.from_bytes(claim["contract"].encode()))
-        job = read_job(Envelope.from_bytes(claim["job"].encode()), contract)
+        digest = Envelope.from_bytes(claim["job"].encode()).digest.hex()
         try:
+            job = read_job(Envelope.from_bytes(claim["job"].encode()), contract)
             ended = self._execute(contract, job, claim["directory"])
         except CloisterError as fault:
             ended = _Ended("failed", fault.to_wire(), {})
         body: dict[str, Any] = {"state": ended.state, "timings": ended.timings}
         if ended.error is not None:
             body["error"] = ended.error
-        self._control.post(f"/v1/node/jobs/{job.digest.hex()}/state", body)
+        _until_heard(lambda: self._control.post(f"/v1/node/jobs/{digest}/state", body))
 
     def _execute(self, contract: Contract, job: Job, directory: dict[str, Any]) -> _Ended:
         folder = self._jobs / job.digest.hex()
         (folder / "out" / "checkpoints").mkdir(parents=True, exist_ok=True)
         for digest in (job.data, job.base):
-            self._control.download(digest.hex(), self._cache)
+            _until_heard(lambda d=digest: self._control.download(d.hex(), self._cache))  # type: ignore[misc]
         watch = _Watch(lambda event: self._tell(job, event))
+        # Only a run that brokers admitted leaves a checkpoint: this agent was itself restarted in the middle of it.
+        watch.admitted = any((folder / "out" / "checkpoints").iterdir())
         code = self._launch_until_done(contract, job, folder, directory, watch)
         if code == 0:
             with watch.measure("upload"):
-                self._hand_over(job, folder)
+                _until_heard(lambda: self._hand_over(job, folder))
             shutil.rmtree(folder)
         state = "cancelled" if watch.cancelled else _STATE_OF_EXIT.get(code, "failed")
-        return _Ended(state, watch.error, watch.timings())
+        return _Ended(state, watch.error or (None if watch.cancelled else _silent_end(code)), watch.timings())
 
     def _tell(self, job: Job, event: dict[str, Any]) -> str | None:
         """Pass an event on; the answer says whether to stop. A control plane that is away is no reason to."""
@@ -178,6 +187,27 @@ class Agent:
         manifest = Envelope.from_bytes(json.loads(record)["manifest"].encode())
         self._control.upload(manifest.digest.hex(), folder / "out" / "output")
         self._control.put(f"/v1/jobs/{job.digest.hex()}/release", record)
+
+
+def _until_heard(call: Callable[[], T]) -> T:
+    """``call``, again while the control plane is away: a finished run is not lost because nobody took it at once."""
+    while True:
+        try:
+            return call()
+        except Unavailable as fault:
+            if fault.code != _AWAY:
+                raise
+            time.sleep(_RETRY_SECONDS)
+
+
+def _silent_end(code: int) -> dict[str, Any] | None:
+    """The reason to give for a workload that gave none."""
+    if code == 0:
+        return None
+    if code >= _KILLED_FROM:
+        said = f"The workload was killed {_MAX_LAUNCHES} times; the machine may lack memory for this recipe."
+        return Internal("workload.killed", said, signal=code - _KILLED_FROM).to_wire()
+    return Internal("workload.silent", "The workload ended without giving a reason.", status=code).to_wire()
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import sys
 from ..errors import CloisterError
 from .identity import harden_process
 from .job import Place, run_job
+from .leases import EXIT_LEASE_LOST, LEASE_CODES
 
 
 def main() -> int:
@@ -15,7 +16,7 @@ def main() -> int:
     try:
         run_job(Place())
     except CloisterError as fault:
-        return fault.exit_code
+        return EXIT_LEASE_LOST if fault.code in LEASE_CODES else fault.exit_code
     except Exception:  # noqa: BLE001 - reported as code only, see Telemetry.failure
         return 1
     return 0

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..audit import parse_event
 from ..contracts import read_contract, read_job
@@ -21,9 +21,11 @@ from .identity import WorkloadIdentity
 from .key_session import RunContext
 from .leases import LeaseKeeper
 from .node_link import NodeLink
-from .pipeline import Inputs, Outcome, train_and_evaluate
 from .release import CardFacts, OutputRelease, model_card, provenance_statement
 from .telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from .pipeline import Outcome
 
 __all__ = ["Place", "run_job"]
 
@@ -57,9 +59,12 @@ def run_job(place: Place) -> None:
         got = acquire_keys(run, purpose=order.purpose)
         telemetry.state("keys")
         with _leases(run, got, telemetry) as lease, _assets(order, got) as assets:
+            # The training libraries take seconds to load. A run that is refused has been told so before that.
+            from .pipeline import Inputs, train_and_evaluate
+
             outcome = train_and_evaluate(
                 Inputs(run.job.recipe, assets[run.job.data], assets[run.job.base], run.contract.gates),
-                sink=_checkpoints(place, run, got),
+                sink=_checkpoints(place, run, got, lease),
                 progress=telemetry,
                 lease=lease,
             )
@@ -68,7 +73,7 @@ def run_job(place: Place) -> None:
                 asset.require_complete()  # every byte that was trained on is what the manifests name
             lease.check()
             telemetry.state("release")
-            _release(place, run, got, outcome)
+            _release(place, run, got, outcome, lease)
     except BaseException as problem:
         telemetry.failure(problem)
         raise
@@ -128,13 +133,13 @@ def _assets(order: _Order, got: Acquired) -> Iterator[dict[bytes, SealedObject]]
         yield opened
 
 
-def _checkpoints(place: Place, run: RunContext, got: Acquired) -> SealedCheckpoints:
+def _checkpoints(place: Place, run: RunContext, got: Acquired, lease: LeaseKeeper) -> SealedCheckpoints:
     return SealedCheckpoints(
         run,
         got.keys.use(CHECKPOINT_TAG),
         place.out / "checkpoints",
         known=got.checkpoint,
-        record=lambda record: record_checkpoint(run, record),
+        record=lambda record: lease.patiently(lambda: record_checkpoint(run, record)),
     )
 
 
@@ -145,8 +150,11 @@ def _require_gates(outcome: Outcome, telemetry: Telemetry) -> None:
             raise Denied("gate.failed", str(gate["reason"]), metric=str(gate["metric"]))
 
 
-def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome) -> None:
-    release = OutputRelease(run, place.out, lambda owner, manifest: _ask_permit(run, owner, manifest))
+def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome, lease: LeaseKeeper) -> None:
+    def ask_permit(owner: str, manifest: str) -> dict[str, Any]:
+        return lease.patiently(lambda: _ask_permit(run, owner, manifest))
+
+    release = OutputRelease(run, place.out, ask_permit)
     measurement = _fact(got, "measurement")
     gates = [{name: gate[name] for name in ("metric", "margin", "base", "tuned", "passed")} for gate in outcome.gates]
     facts = CardFacts(

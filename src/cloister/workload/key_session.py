@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..attestation.binding import Binding, check_nonce
-from ..audit import Receipt
+from ..audit import Receipt, verify_quorum
 from ..contracts import Contract, Job, log_origin
 from ..crypto import Envelope, JweKey, frame, parse_canonical, parse_json, sha256
 from ..crypto.merkle import leaf_hash
@@ -157,6 +157,8 @@ class AttestedSession:
         f = Fields(parse_canonical(body), "key answer")
         receipt = Receipt.from_wire(f.raw("receipt"))
         receipt.verify(log_origin(self.party), run.contract.parties[self.party].receipt)
+        if least := run.contract.platform.witness_quorum:
+            verify_quorum(receipt.checkpoint, run.contract.witnesses(self.party), least, not_before=0)
         lease = f.child("lease")
         expires, seconds = lease.integer("expires"), lease.integer("seconds", low=1, high=3600)
         info = frame("cloister/key/v1", run.contract.digest, run.job.digest, resource, leaf_hash(receipt.leaf), expires)

@@ -1,23 +1,31 @@
 """Leases: a run keeps its keys only while every owner's broker says so.
 
-A thread renews each lease when a third of its term is over, by a whole new attestation. A refusal ends the run
-at once; silence ends it at the lease's deadline. Ending means: overwrite the keys, exit, write nothing.
+One thread renews each lease when a third of its term is over, by a whole new attestation. A refusal ends the run
+at once. A second thread only looks at the clock: silence ends the run at a lease's deadline, also while the first one
+waits for a broker that hangs. Ending means: overwrite the keys, exit, write nothing.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from ..errors import CloisterError, Denied, Unavailable
 from .identity import KeyRing
 from .key_session import AttestedSession, Lease, RunContext, boottime, gather_statements
 
-__all__ = ["EXIT_LEASE_LOST", "LeaseKeeper"]
+__all__ = ["EXIT_LEASE_LOST", "LEASE_CODES", "LeaseKeeper"]
 
+T = TypeVar("T")
 EXIT_LEASE_LOST = 20  # what the node agent reads as "stopped because a lease ended"
+# A run learns that its lease is over from whichever request comes first: a renewal, a checkpoint record, a permit.
+LEASE_CODES = frozenset({"contract.revoked", "lease.cut", "lease.expired"})
 _RETRY_SECONDS = 1.0
+_LOOK_SECONDS = 1.0  # at most between two looks at the boot-time clock, which alone counts suspension
+_TELL_SECONDS = 2.0  # for the last word to the node: one that does not listen must not keep this process alive
 
 
 class LeaseKeeper:
@@ -29,27 +37,53 @@ class LeaseKeeper:
         self._run, self._keys, self._on_lost = run, keys, on_lost
         self._leases = dict(leases)
         self._stop = threading.Event()
+        self._ending = threading.Lock()
         self._lost: CloisterError | None = None
         self._thread = threading.Thread(target=self._watch, name="leases", daemon=True)
+        self._clock = threading.Thread(target=self._count_down, name="lease-deadline", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._clock.start()
 
     def stop(self) -> None:
-        """The run is over; the leases may lapse."""
-        self._stop.set()
-        self._thread.join()
+        """The run is over; the leases may lapse. A renewal that is under way ends with the process."""
+        with self._ending:
+            self._stop.set()
+            lost = self._lost
+        if lost is not None:  # another thread is ending this process, and says why: let it
+            time.sleep(_TELL_SECONDS)
+            os._exit(EXIT_LEASE_LOST)
 
     def check(self) -> None:
         """Raises Denied as soon as a lease is gone."""
         if self._lost is not None:
             raise self._lost
-        if min(lease.deadline for lease in self._leases.values()) <= boottime():
-            raise Denied("lease.expired", "A key lease ended before it was renewed.")
+        if self._deadline() <= boottime():
+            raise _expired()
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """``call``, again and again while a broker can't be reached and the leases run: a broker that restarts in the
+        middle of a run costs nothing. For requests that may be repeated. Raises as ``call``, or as ``check``."""
+        while True:
+            self.check()
+            try:
+                return call()
+            except Unavailable:
+                self._stop.wait(_RETRY_SECONDS)
+
+    def _deadline(self) -> float:
+        return min(lease.deadline for lease in self._leases.values())
+
+    def _count_down(self) -> None:
+        while (left := self._deadline() - boottime()) > 0:
+            if self._stop.wait(min(left, _LOOK_SECONDS)):
+                return
+        self._end(_expired())
 
     def _watch(self) -> None:
         term = self._run.contract.lease_seconds
-        while not self._stop.wait(timeout=max(0.0, self._next_renewal(term) - boottime())):
+        while not self._stop.wait(timeout=max(0.0, self._deadline() - term * 2 / 3 - boottime())):
             try:
                 self._renew_all(term)
             except Unavailable as fault:
@@ -60,11 +94,8 @@ class LeaseKeeper:
                 return self._end(refusal)
         return None
 
-    def _next_renewal(self, term: int) -> float:
-        return min(lease.deadline for lease in self._leases.values()) - term * 2 / 3
-
     def _may_wait(self) -> bool:
-        return min(lease.deadline for lease in self._leases.values()) - _RETRY_SECONDS > boottime()
+        return self._deadline() - _RETRY_SECONDS > boottime()
 
     def _renew_all(self, term: int) -> None:
         statements = gather_statements(self._run)
@@ -77,8 +108,17 @@ class LeaseKeeper:
                 self._leases[party] = session.renew()
 
     def _end(self, reason: CloisterError) -> None:
-        self._lost = reason
+        with self._ending:
+            if self._lost is not None or self._stop.is_set():
+                return  # ended already, well or not
+            self._lost = reason
         self._keys.zeroize()
-        self._on_lost(reason)
+        last_word = threading.Thread(target=self._on_lost, args=(reason,), daemon=True)
+        last_word.start()
+        last_word.join(_TELL_SECONDS)
         # Not sys.exit: the training thread must not run another step with what it holds in memory.
         os._exit(EXIT_LEASE_LOST)
+
+
+def _expired() -> Denied:
+    return Denied("lease.expired", "A key lease ended before it was renewed.")

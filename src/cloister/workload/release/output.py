@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,12 @@ class OutputRelease:
             "recipients": list(self._output.recipients),
             "terms": self.terms().document(),
         }
+        place = self._folder / "output"
+        if place.exists():  # of an instance that was killed before it had every permit: nobody can open it
+            shutil.rmtree(place)
         return seal_object(
             ((name, io.BytesIO(data)) for name, data in sorted(files.items())),
-            self._folder / "output",
+            place,
             dek=dek,
             identity=SealIdentity(
                 owner=self._output.name.partition("/")[0],

@@ -57,7 +57,7 @@ class Ports:
 class TrainingResult:
     """The tuned ``model`` with what export and card need. ``labels`` and ``pooling`` are None for generation.
 
-    ``answers``, one entry per validation row: ``rows`` (its number), and ``truth``, ``base``, ``tuned`` (label numbers),
+    ``answers``, one entry a validation row: ``rows`` (its number), and ``truth``, ``base``, ``tuned`` (label numbers),
     or ``base_nats``, ``tuned_nats``, ``tokens`` for generation. They stay inside; ``evaluation`` is what may leave.
     """
 
