@@ -14,6 +14,7 @@ from . import bundle, machine, seal
 from .contract import contract
 from .job import job
 from .logs import audit, keys
+from .model import model
 from .org import org, team
 from .recipe import recipe
 from .terminal import fail, note
@@ -40,7 +41,7 @@ def _make() -> typer.Typer:
     for name, group in (("contract", contract), ("job", job)):
         made.add_typer(group, name=name)
     bundle.register(made)
-    for name, group in (("audit", audit), ("keys", keys), ("recipe", recipe)):
+    for name, group in (("audit", audit), ("keys", keys), ("model", model), ("recipe", recipe)):
         made.add_typer(group, name=name)
     return made
 

@@ -5,6 +5,7 @@ return frozen records with ``document()`` for programs.
 """
 
 from .agreements import find_contract, list_contracts, new_contract, revoke_contract, show_contract, sign_contract
+from .convert import convert_llama2c
 from .jobs import cancel_job, check_recipe, find_job, follow, list_jobs, submit
 from .logs import show_log, verify_log
 from .parties import create_party, list_parties, parse_card, publish, trust, unlock
@@ -16,6 +17,7 @@ from .verify import verify_bundle
 __all__ = [
     "cancel_job",
     "check_recipe",
+    "convert_llama2c",
     "create_party",
     "down",
     "find_contract",

@@ -1,0 +1,277 @@
+"""One real home for every story: supervisor, control plane, node with swtpm, two parties' brokers, all on this machine.
+
+Starting it takes half a minute, so that all modules share one. A test makes its own contract on it and leaves
+everything running as it found it. A module takes the fixture with ``from tests.e2e.story import story as story``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from cloister.client import Agreement, Home, Outcome, operations
+from cloister.client.sealing import SealedAsset, SealOptions
+from cloister.demo.data import generate, write_csv
+from cloister.errors import CloisterError
+from tests.e2e.kbs import Kbs
+from tests.tiny_models import tiny_bert
+
+__all__ = ["DATA", "LEASE", "MODEL", "OUTPUT", "Story", "refused", "story", "until"]
+
+T = TypeVar("T")
+DATA, MODEL, OUTPUT = "hospital/dialogues", "lab/tiny", "hospital/adapter"
+LEASE = 10  # seconds
+ROWS = 200
+PATIENCE = 120.0  # seconds; a bound on hanging, never a measure of speed
+
+
+def until(what: str, probe: Callable[[], T | None], seconds: float = PATIENCE) -> T:
+    """What ``probe`` gives as soon as it gives something true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := probe():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def refused(attempt: Callable[[], object]) -> tuple[str, str]:
+    """(class, code) of the refusal. What the message says must be one sentence for a person."""
+    try:
+        attempt()
+    except CloisterError as error:
+        assert error.message.rstrip().endswith((".", "'", ")"))
+        assert "\n" not in error.message
+        return type(error).__name__, error.code
+    return "nothing", "accepted"
+
+
+@dataclass
+class Run:
+    """A submitted job."""
+
+    digest: str
+    story: Story
+
+    @property
+    def folder(self) -> Path:
+        """The node's working folder of this job."""
+        return self.story.home.path / "node" / "jobs" / self.digest
+
+    def checkpoints(self) -> list[int]:
+        folder = self.folder / "out" / "checkpoints"
+        return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
+
+    def recorded(self, party: str) -> list[int]:
+        """The steps that ``party``'s broker has logged for this run."""
+        return [int(e["step"]) for e in self.story.log(party, "checkpoint.recorded") if e["job"] == self.digest]
+
+    def events(self) -> list[dict[str, Any]]:
+        client = self.story.home.control("hospital")
+        return [entry["event"] for entry in client.events(self.digest, 0, wait=0)["events"]]
+
+    def codes(self) -> list[str]:
+        return [event["code"] for event in self.events() if event["kind"] == "state"]
+
+    def wait_for(self, code: str, *, after: int = 0) -> int:
+        """Until the stage ``code`` begins; the number of that event, to look for the next one behind it."""
+        client, end = self.story.home.control("hospital"), time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            answer = client.events(self.digest, after, wait=5)
+            for entry in answer["events"]:
+                after = entry["seq"]
+                if entry["event"].get("code") == code:
+                    return after
+            assert not answer["final"], f"the run ended before it came to {code}: {self.state()}"
+        raise AssertionError(f"waited in vain for the stage {code}")
+
+    def end(self) -> Outcome:
+        return operations.follow(self.story.home.control("hospital"), self.digest)
+
+    def state(self) -> tuple[str, str | None]:
+        job = self.story.home.control("hospital").job(self.digest)
+        return job["state"], (job["error"] or {}).get("code")
+
+    def ended(self) -> tuple[str, str | None]:
+        """(state, code of the reason) once it is over."""
+        self.end()
+        return self.state()
+
+
+class Story:
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="cloister-story-", dir="/tmp"))
+        self.folder.chmod(0o711)
+        self.home = Home(self.folder / "home")
+        # Sixteen hex digits that stand nowhere else on this machine.
+        self.canary = f"canary{secrets.token_hex(8)}"
+        self.passphrases = {name: f"pass-{secrets.token_hex(12)}" for name in ("hospital", "lab")}
+        self.started = time.time()
+        self._contracts = 0
+
+    # --- the stage --------------------------------------------------------------------------------------------------
+
+    def open(self) -> Story:
+        with warnings.catch_warnings():
+            # The supervisor outlives the call that starts it; ``down`` ends it and waits.
+            warnings.simplefilter("ignore", ResourceWarning)
+            operations.up(self.home)
+        for name, passphrase in self.passphrases.items():
+            operations.create_party(self.home, name, passphrase)
+        self.sources = self.folder / "owners"
+        self.sources.mkdir(mode=0o700)
+        self.table = self.sources / "dialogues.csv"
+        write_csv(self.table, generate(ROWS, seed=5, canary=self.canary))
+        self.model = self.write_model(self.sources / "tiny")
+        self.data = self.seal(self.table, DATA)
+        self.base = self.seal(self.model, MODEL)
+        return self
+
+    def write_model(self, folder: Path, **changes: bytes) -> Path:
+        """A tiny real encoder as a Hugging Face folder. ``changes``: files by name (``__`` for ``.``)."""
+        files = {**tiny_bert(), **{name.replace("__", "."): data for name, data in changes.items()}}
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return folder
+
+    def close(self) -> None:
+        operations.down(self.home)
+        self.home.close()
+        shutil.rmtree(self.folder)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.home.status()
+
+    @property
+    def separate(self) -> bool:
+        """Whether every part has a user of its own."""
+        return bool(self.status["users"] == "separate")
+
+    def seal(self, path: Path, name: str, **options: Any) -> SealedAsset:
+        schema = {"schema": ("text", "category")} if path.suffix == ".csv" else {}
+        return operations.seal(self.home, path, name, SealOptions(licences=("CC0-1.0",), **{**schema, **options}))
+
+    def forget(self, name: str) -> None:
+        """Drop connections to a broker that is about to be another process."""
+        agent = self.home._agents.pop(name, None)
+        if agent is not None:
+            agent.close()
+        client = self.home._clients.pop(name, None)
+        if client is not None:
+            client.close()
+
+    def unlock(self, name: str) -> None:
+        self.forget(name)
+        operations.unlock(self.home, name, self.passphrases[name])
+
+    # --- contracts and runs -----------------------------------------------------------------------------------------
+
+    def contract_text(self, name: str, *, data: str = DATA, base: str = MODEL, **changes: Any) -> str:
+        fields: dict[str, Any] = {
+            "name": name,
+            "parties": ["hospital", "lab"],
+            "assets": [data, base],
+            "purpose": "a story that a test tells",
+            "recipes": {"tasks": ["classification"], "methods": ["lora"], "max_epochs": 10000},
+            "runs": 10,
+            "outputs": [{"name": OUTPUT, "form": "adapter", "recipients": ["hospital"]}],
+            "gates": [{"metric": "accuracy", "better_than_base_by": "-1"}],
+            "unbounded_memorization": ["hospital"],
+            "telemetry": ["loss", "accuracy"],
+            "lease_seconds": LEASE,
+            "assurance": "none",
+            "regions": ["local"],
+            "expires": "1d",
+            **changes,
+        }
+        return json.dumps(fields)  # which is YAML, too
+
+    def agree(self, **changes: Any) -> Agreement:
+        """A contract of its own for one test, signed by both."""
+        self._contracts += 1
+        text = self.contract_text(f"story-{self._contracts}", **changes)
+        agreement = operations.new_contract(self.home, text, folder=self.folder, party="hospital")
+        for party in ("hospital", "lab"):
+            agreement = operations.sign_contract(self.home, agreement, party)
+        return agreement
+
+    def recipe(self, **changes: Any) -> str:
+        fields = {
+            "task": "classification",
+            "method": "lora",
+            "data": DATA,
+            "base": MODEL,
+            "columns": {"text": "text", "label": "category"},
+            "epochs": 2,
+            "max_length": 24,
+            "checkpoint_steps": 0,
+            "threads": 1,
+            **changes,
+        }
+        return json.dumps(fields)
+
+    def submit(self, agreement: Agreement, **recipe: Any) -> Run:
+        digest = agreement.contract.digest.hex()
+        return Run(str(operations.submit(self.home, self.recipe(**recipe), digest, "hospital")["digest"]), self)
+
+    def long_run(self, agreement: Agreement, **recipe: Any) -> Run:
+        """A run in the middle of its training; it would go on for hours."""
+        run = self.submit(agreement, epochs=10000, **recipe)
+        run.wait_for("train")
+        return run
+
+    # --- what owners can look up ------------------------------------------------------------------------------------
+
+    def log(self, party: str, kind: str | None = None) -> list[dict[str, Any]]:
+        """The details of the party's log entries, oldest first."""
+        return [e["details"] for e in operations.show_log(self.home, party, last=100_000, kind=kind)]
+
+    def released(self, party: str) -> int:
+        """How many keys the party's broker has given out, ever."""
+        return len(self.log(party, "key.released"))
+
+    def in_force(self, party: str, agreement: Agreement) -> bool:
+        with Kbs(self.home, party) as kbs:
+            return kbs.get(f"/cloister/v1/status/{agreement.contract.digest.hex()}")[0] == 200
+
+
+@functools.cache
+def _story() -> Story:
+    return Story().open()
+
+
+def _obstacle() -> str | None:
+    """Why no story can be told here, or None."""
+    for program in ("bwrap", "swtpm", "setpriv"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed here"
+    user: dict[str, Any] = {"user": 64901, "group": 64901, "extra_groups": []} if os.geteuid() == 0 else {}
+    probe = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "/bin/true"]
+    done = subprocess.run(probe, capture_output=True, text=True, env={}, cwd="/", check=False, **user)
+    return None if done.returncode == 0 else f"no sandbox can be started here: {done.stderr.strip()}"
+
+
+@pytest.fixture(scope="session")
+def story() -> Iterator[Story]:
+    """The shared home. Skipped, saying why, where no sandbox can be started."""
+    if obstacle := _obstacle():
+        pytest.skip(obstacle)
+    yield _story()
+    if _story.cache_info().currsize:  # every module's fixture comes here at the end of the session; the first one ends it
+        _story().close()
+        _story.cache_clear()
