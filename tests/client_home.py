@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloister.broker import Broker, Limits, RunningBroker, Settings, create_home, steady_clock
-from cloister.client import Home
+from cloister.client import Home, SealOptions, operations
 from cloister.crypto import Argon2Params
 from cloister.errors import CloisterError, Misuse
 from tests.control_world import World
@@ -28,6 +28,28 @@ CLAIM = {
     "level": "none",
     "measurement": "11" * 32,
 }
+
+
+OPTIONS = SealOptions(schema=("text", "label"), licences=("CC-BY-4.0",))
+CONTRACT = """
+name: intents
+parties: [hospital, lab]
+assets: [hospital/queries, lab/minilm]
+purpose: tests
+recipes: {tasks: [classification], methods: [lora], max_epochs: 5}
+runs: 5
+outputs: [{name: hospital/adapter, form: adapter, recipients: [hospital]}]
+unbounded_memorization: [hospital]
+assurance: none
+expires: 90d
+"""
+RECIPE = """
+task: classification
+method: lora
+data: hospital/queries
+base: lab/minilm
+columns: {text: text, label: label}
+"""
 
 
 class LocalHome:
@@ -127,3 +149,40 @@ def local_home(folder: Path) -> Iterator[LocalHome]:
         yield made
     finally:
         made.close()
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ran]
+
+
+def rows(folder: Path) -> Path:
+    (folder / "rows.csv").write_text("text,label\nhello,a\nbye,b\n")
+    return folder / "rows.csv"
+
+
+def model(folder: Path) -> Path:
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model" / "model.safetensors").write_bytes(b"w" * 1000)
+    return folder / "model"
+
+
+def proposed(local: LocalHome, name: str, **options: Any) -> Any:
+    """A proposal of ``CONTRACT`` under another name."""
+    text = CONTRACT.replace("name: intents", f"name: {name}", 1)
+    return operations.new_contract(local.home, text, folder=local.folder, **options)
+
+
+def agreed_on(local: LocalHome, name: str) -> Any:
+    made = proposed(local, name)
+    for party in ("hospital", "lab"):
+        made = operations.sign_contract(local.home, made, party)
+    return made

@@ -158,6 +158,9 @@ def test_revoking_ends_queued_jobs_and_tells_the_node(world: World) -> None:
     assert hospital.job(second.digest.hex())["error"]["code"] == "contract.revoked"
     answer = world.node_post(f"/v1/node/jobs/{first.digest.hex()}/events", {"events": []})
     assert answer["stop"] == "revoked"
+    lease = {"code": "lease.refused", "details": {}, "kind": "denied", "message": "The broker refused."}
+    state(world, first.digest.hex(), state="revoked", error=lease)
+    assert hospital.job(first.digest.hex())["error"]["message"] == "The contract was revoked by lab."
     shown = hospital.contract("intents")
     assert (shown["state"], len(shown["revocations"])) == ("contract.revoked", 1)
 

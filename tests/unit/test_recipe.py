@@ -1,6 +1,8 @@
 """Recipes: strict, ranged, canonical."""
 
+import re
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -157,3 +159,21 @@ def test_round_trip(rate, epochs, seed):
 def test_no_text_breaks_the_reader(text):
     with pytest.raises((Misuse, Malformed)):
         parse_recipe(text)
+
+
+def test_the_formats_page_names_every_key_and_default():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "spec" / "recipe.md").read_text(encoding="utf-8")
+    documents = {
+        (task, method): parse_recipe({**BASE, "task": task, "method": method, "columns": columns}).to_document()
+        for task, columns in (("classification", BASE["columns"]), ("generation", {"completion": "c"}))
+        for method in ("lora", "full")
+    }
+    keys = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert keys == set().union(*documents.values()) - {"kind"} | {"max_steps", "threads"}
+    rows = re.findall(r"^\| (\w+), (\w+) \| ([\d.]+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert {(task, method): tuple(rest) for task, method, *rest in rows} == {
+        pair: (d["learning_rate"], str(d["batch_size"]), str(d["max_length"])) for pair, d in documents.items()
+    }
+    for name in ("validation", "epochs", "gradient_accumulation", "warmup_ratio", "weight_decay", "seed"):
+        (default,) = re.findall(rf"^\| `{name}` \|.*\| (\S+) \|$", page, re.MULTILINE)
+        assert {str(d[name]) for d in documents.values()} == {default}

@@ -20,7 +20,7 @@ Reference = Annotated[str, typer.Argument(help="A contract's name, its digest, o
 
 @contract.command("new")
 def new(
-    file: Annotated[Path, typer.Argument(help="contract.yaml; docs/spec/contract.md has its keys.")],
+    file: Annotated[Path, typer.Argument(help="contract.yaml; README.md shows one with every key.")],
     party: As = None,
     home: HomeFolder = None,
     as_json: Json = False,

@@ -69,14 +69,10 @@ def _lines(document: dict[str, Any]) -> list[str]:
     if claim is None:
         rows.append(("node", "has not reported yet"))
     else:
-        rows.append(("node", f"{claim['hardware']}; {_level(claim)}"))
+        rows.append(("node", claim["hardware"]))
+        rows.append(("assurance", ASSURANCE.get(str(claim["level"]), str(claim["level"]))))
         rows.append(("workload", f"{claim['measurement'][:16]}…  agent {claim['agent'][:16]}…"))
     single = "one user for every part: a break-in into one reaches the files of all"
     rows.append(("users", "a user for each part" if document["users"] == "separate" else single))
     rows += [(name, f"{party['state']}, port {party['port']}") for name, party in sorted(document["parties"].items())]
     return [*columns(rows), *(f"Note: {text}" for text in document["notes"] or [])]
-
-
-def _level(claim: dict[str, Any]) -> str:
-    words = ASSURANCE.get(str(claim["level"]), str(claim["level"]))
-    return f"assurance level {words}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..contracts import Contract, Recipe, parse_recipe
 from ..crypto import Envelope, parse_json
-from ..errors import Malformed, Misuse, Unavailable
+from ..errors import Denied, Malformed, Misuse, Unavailable
 from ..sealed import Manifest
 from .agreements import find_contract
 from .control import ControlClient
@@ -54,9 +54,25 @@ def submit(
     recipe = parse_recipe(recipe_text)
     client = home.control(party)
     agreement = find_contract(client, contract)
+    _check_platform(agreement.contract, client.info()["node"])
     name = output or _output_for(agreement.contract, recipe)
     job = home.agent(party).sign_job(agreement.contract.envelope, recipe, name)
     return client.submit(job)
+
+
+def _check_platform(contract: Contract, claim: dict[str, Any] | None) -> None:
+    """Spare a start that every broker would refuse: an update of the node's software, say, changes what it measures.
+
+    The node only claims these values here; what counts is the evidence that brokers get.
+    """
+    platform = contract.platform
+    permitted = {"measurement": platform.measurements, "agent": platform.agents, "attester": platform.attesters}
+    for what, values in permitted.items():
+        if claim is not None and claim.get(what) not in values:
+            raise Denied(
+                f"appraisal.{what}",
+                f"This node's {what} is not one that the contract names; sign a new serial: cloister contract new.",
+            )
 
 
 def _output_for(contract: Contract, recipe: Recipe) -> str:

@@ -19,7 +19,7 @@ from .errors import NotFound
 from .limits import Limits
 from .tables import contract_assets, contract_parties, contracts, jobs, revocations
 
-__all__ = ["Agreements", "Held"]
+__all__ = ["Agreements", "Held", "revoked_by"]
 
 # Runs that certainly count against the budget. A run that failed may or may not have been admitted: brokers know.
 _COUNTED = ("queued", "running", "succeeded")
@@ -62,6 +62,11 @@ class Held:
             "signed": signed,
             "state": "contract.in-force" if refusal is None else refusal.code,
         }
+
+
+def revoked_by(party: str) -> Denied:
+    """The refusal that brokers give, too."""
+    return Denied("contract.revoked", f"The contract was revoked by {party}.", party=party)
 
 
 def has_signed(contract: Contract, party: str) -> bool:
@@ -202,12 +207,8 @@ class Agreements:
             if connection.execute(select(revocations.c.stored).where(key)).first() is None:
                 row = {"contract": digest, "party": revoker, "reason": reason, "stored": now}
                 connection.execute(insert(revocations).values(**row, envelope=envelope.to_bytes().decode()))
-            error = Denied("contract.revoked", f"The contract was revoked by {revoker}.", party=revoker).to_wire()
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.contract == digest, jobs.c.state == "queued")
-                .values(state="revoked", error=error, finished=now)
-            )
+            waiting = update(jobs).where(jobs.c.contract == digest, jobs.c.state == "queued")
+            connection.execute(waiting.values(state="revoked", error=revoked_by(revoker).to_wire(), finished=now))
 
 
 def _envelope(text: str) -> Envelope:

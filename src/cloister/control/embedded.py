@@ -258,7 +258,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         home.mkdir(parents=True, exist_ok=True)
-        home.chmod(0o711 if separate else 0o700)
+        home.chmod(0o711 if os.geteuid() == 0 else 0o700)  # the sandbox has a user of its own in either case
         if separate:
             uid = allocate_uid(home, "control")
             for path in (home, Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parent):

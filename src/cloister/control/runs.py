@@ -13,12 +13,12 @@ from ..contracts import read_job
 from ..crypto import Envelope, parse_json
 from ..errors import CloisterError, Denied, Malformed, Misuse
 from ..fields import Fields
-from .agreements import Agreements
+from .agreements import Agreements, revoked_by
 from .database import Database
 from .errors import NotFound
 from .limits import Limits
 from .states import FINAL, check_transition
-from .tables import events, jobs, objects, releases
+from .tables import events, jobs, objects, releases, revocations
 
 __all__ = ["Runs", "finish", "state_of"]
 
@@ -101,7 +101,7 @@ class Runs:
                 raise Misuse("job.state", "The node reports how a run ended, nothing else.")
             if state == "succeeded" and not released(connection, digest):
                 raise Misuse("job.release", "A run succeeds only with its release handed over.")
-            finish(connection, digest, state, now, error)
+            finish(connection, digest, state, now, (state == "revoked" and _revoked(connection, digest)) or error)
             connection.execute(update(jobs).where(jobs.c.digest == digest).values(timings=timings))
 
     def store_release(self, digest: str, body: bytes, *, now: int) -> None:
@@ -128,6 +128,14 @@ class Runs:
 
 def released(connection: Connection, digest: str) -> bool:
     return connection.execute(select(releases.c.job).where(releases.c.job == digest)).first() is not None
+
+
+def _revoked(connection: Connection, digest: str) -> dict[str, Any] | None:
+    """Who ended a run's contract, where that is known: it tells more than the lease that the run saw stop."""
+    joined = revocations.join(jobs, jobs.c.contract == revocations.c.contract)
+    query = select(revocations.c.party).select_from(joined).where(jobs.c.digest == digest)
+    party = connection.execute(query.order_by(revocations.c.stored)).scalar()
+    return None if party is None else revoked_by(party).to_wire()
 
 
 def state_of(connection: Connection, digest: str) -> str:

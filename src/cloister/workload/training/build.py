@@ -35,7 +35,8 @@ def build(config: dict[str, Any], weights: dict[str, torch.Tensor], highest_toke
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        made = CONFIG_MAPPING[config["model_type"]].from_dict(_quiet(config))
+        made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+        _without_dropout(made)
         made.use_cache = False
         cls = (MODEL_FOR_CAUSAL_LM_MAPPING if head else MODEL_MAPPING)[type(made)]
         _refuse_hollow(cls, made, weights)
@@ -65,17 +66,14 @@ def _misfit() -> Malformed:
     return Malformed("model.weights", "The base model's config.json and weights don't fit together; seal one folder.")
 
 
-def _quiet(config: dict[str, Any]) -> dict[str, Any]:
-    out = copy.deepcopy(config)
-    out.update({name: 0.0 for name in _DROPOUTS if name in out})
-    return out
+def _without_dropout(config: Any) -> None:
+    for name in _DROPOUTS:
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, 0.0)
 
 
 def _refuse_hollow(cls: Any, config: Any, weights: dict[str, torch.Tensor]) -> None:
     """Build the shapes alone first: a small file with a huge config must not make us allocate the config's size."""
-    for name in _DROPOUTS:
-        if isinstance(getattr(config, name, None), float):
-            setattr(config, name, 0.0)
     with torch.device("meta"):
         shapes = cls(copy.deepcopy(config))
     wanted = sum(p.numel() for p in shapes.parameters())
