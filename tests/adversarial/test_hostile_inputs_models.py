@@ -41,6 +41,12 @@ def weights(**changed) -> bytes:
     return write_tensors(tensors)
 
 
+def bigger_vocabulary() -> bytes:
+    document = json.loads(tiny_bert()["tokenizer.json"])
+    document["model"]["vocab"]["beyond"] = 5000
+    return json.dumps(document).encode()
+
+
 def raw(header, body: bytes = b"") -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + body
@@ -50,72 +56,79 @@ def entry(shape, offsets, dtype="F32"):
     return {"t": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
 
 
+FFN = "encoder__layer__0__output__dense__bias"
 EMBEDDING = "embeddings__word_embeddings__weight"
+MODEL = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 FOLDER = {
     "pickle beside safetensors": ({"pytorch_model.bin": pickle.dumps(Exploit())}, "model.pickle"),
     "pickle by another name": ({"sub/optimizer.PT": pickle.dumps(Exploit())}, "model.pickle"),
-    "pickle called safetensors": ({"model.safetensors": pickle.dumps(Exploit())}, "model.safetensors"),
     "code in the folder": ({"modeling_evil.py": b"raise SystemExit"}, "model.code"),
     "shared object": ({"kernels/fast.so": b"\x7fELF"}, "model.code"),
-    "auto_map": ({"config.json": config(auto_map={"AutoModel": "modeling_evil.Evil"})}, "model.code"),
-    "auto_map of the tokenizer": ({"tokenizer_config.json": tokenizer(auto_map={"AutoTokenizer": ["e.E", None]})}, "model.code"),
-    "nested auto_map": ({"config.json": config(text_config={"auto_map": {"AutoModel": "e.E"}})}, "model.code"),
-    "trust_remote_code": ({"config.json": config(trust_remote_code=True)}, "model.code"),
-    "kernel from a hub": ({"config.json": config(attn_implementation="kernels-community/evil")}, "model.config"),
-    "kernel from a hub, privately": ({"config.json": config(_attn_implementation="evil/evil")}, "model.config"),
-    "quantizer": ({"config.json": config(quantization_config={"quant_method": "bitsandbytes"})}, "model.config"),
-    "other weights file": ({"config.json": config(transformers_weights="/etc/passwd")}, "model.config"),
-    "unknown architecture": ({"config.json": config(model_type="timm_wrapper")}, "model.architecture"),
+    "auto_map, tokenizer": ({"tokenizer_config.json": tokenizer(auto_map={"AutoTokenizer": "e.E"})}, "model.code"),
     "no architecture": ({"config.json": b"{}"}, "model.config"),
     "config is a list": ({"config.json": b"[]"}, "model.config"),
     "config is not JSON": ({"config.json": b"{"}, "model.json"),
-    "config nested deeply": ({"config.json": b'{"model_type": "bert", "a": ' + b"[" * 50 + b"]" * 50 + b"}"}, "model.config"),
     "config nested to the stack's end": ({"config.json": b"[" * 200_000}, "model.json"),
-    "a billion layers": ({"config.json": config(num_hidden_layers=10**9)}, "model.config"),
-    "numbers beyond reason": ({"config.json": config(vocab_size=10**15)}, "model.config"),
-    "config of a huge model, small file": ({"config.json": config(hidden_size=65536, intermediate_size=262144)}, "model.weights"),
-    "config of another width": ({"config.json": config(hidden_size=16)}, "model.weights"),
-    "config with text for a number": ({"config.json": config(hidden_size="wide")}, "model.weights"),
-    "a weight is missing": ({"model.safetensors": weights(encoder__layer__0__output__dense__bias=None)}, "model.weights"),
-    "a weight of another shape": ({"model.safetensors": weights(encoder__layer__0__output__dense__bias=torch.zeros(3))}, "model.weights"),
-    "NaN weight": ({"model.safetensors": weights(**{EMBEDDING: torch.full((44, 32), float("nan"))})}, "model.nan"),
-    "infinite weight": ({"model.safetensors": weights(extra=torch.tensor([float("inf")]).bfloat16())}, "model.nan"),
-    "no weights": ({"model.safetensors": None}, "model.missing"),
+    "a weight is missing": ({MODEL: weights(**{FFN: None})}, "model.weights"),
+    "a weight of another shape": ({MODEL: weights(**{FFN: torch.zeros(3)})}, "model.weights"),
+    "NaN weight": ({MODEL: weights(**{EMBEDDING: torch.full((44, 32), float("nan"))})}, "model.nan"),
+    "infinite weight": ({MODEL: weights(extra=torch.tensor([float("inf")]).bfloat16())}, "model.nan"),
+    "no weights": ({MODEL: None}, "model.missing"),
     "no tokenizer": ({"tokenizer.json": None}, "model.missing"),
     "broken tokenizer": ({"tokenizer.json": b'{"model": {}}'}, "model.tokenizer"),
-    "tokenizer of a bigger vocabulary": ({"tokenizer.json": None}, "model.vocabulary"),
-    "index to a pickle": (
-        {"model.safetensors.index.json": b'{"weight_map": {"a": "evil.dat"}}', "evil.dat": b""}, "model.missing",
-    ),
-    "index out of the folder": ({"model.safetensors.index.json": b'{"weight_map": {"a": "../../x.safetensors"}}'}, "model.missing"),
-    "index without map": ({"model.safetensors.index.json": b"{}"}, "model.index"),
-    "header longer than the file": ({"model.safetensors": struct.pack("<Q", 2**60) + b"{}"}, "model.safetensors"),
-    "header of two bytes less": ({"model.safetensors": b"\2\0"}, "model.safetensors"),
-    "header not JSON": ({"model.safetensors": raw(b"nonsense")}, "model.safetensors"),
-    "header is a list": ({"model.safetensors": raw([])}, "model.safetensors"),
-    "header with a key twice": ({"model.safetensors": raw(b'{"t": 1, "t": 1}')}, "model.safetensors"),
-    "huge shape, few bytes": ({"model.safetensors": raw(entry([2**40, 2**40], [0, 4]), b"1234")}, "model.safetensors"),
-    "shape that overflows to 4": ({"model.safetensors": raw(entry([2**62 + 1, 4], [0, 16]), b"1" * 16)}, "model.safetensors"),
-    "negative shape": ({"model.safetensors": raw(entry([-1, -1], [0, 4]), b"1234")}, "model.safetensors"),
-    "true as a size": ({"model.safetensors": raw(entry([True], [0, 4]), b"1234")}, "model.safetensors"),
-    "many dimensions": ({"model.safetensors": raw(entry([1] * 9, [0, 4]), b"1234")}, "model.safetensors"),
-    "offsets beyond the file": ({"model.safetensors": raw(entry([2], [0, 8]), b"1234")}, "model.safetensors"),
-    "gap before a tensor": ({"model.safetensors": raw(entry([1], [4, 8]), b"12345678")}, "model.safetensors"),
-    "bytes after the tensors": ({"model.safetensors": raw(entry([1], [0, 4]), b"12345")}, "model.safetensors"),
-    "unknown dtype": ({"model.safetensors": raw(entry([1], [0, 4], "F4"), b"1234")}, "model.safetensors"),
-    "dtype is a list": ({"model.safetensors": raw(entry([1], [0, 4], ["F32"]), b"1234")}, "model.safetensors"),
-    "entry without shape": ({"model.safetensors": raw({"t": {"dtype": "F32"}}, b"")}, "model.safetensors"),
+    "tokenizer of a bigger vocabulary": ({"tokenizer.json": bigger_vocabulary()}, "model.vocabulary"),
+    "index to a pickle": ({INDEX: b'{"weight_map": {"a": "evil.dat"}}', "evil.dat": b""}, "model.missing"),
+    "index out of the folder": ({INDEX: b'{"weight_map": {"a": "../../x.safetensors"}}'}, "model.missing"),
+    "index without map": ({INDEX: b"{}"}, "model.index"),
 }  # fmt: skip
+CONFIGS = {
+    "auto_map": ({"auto_map": {"AutoModel": "modeling_evil.Evil"}}, "model.code"),
+    "nested auto_map": ({"text_config": {"auto_map": {"AutoModel": "e.E"}}}, "model.code"),
+    "trust_remote_code": ({"trust_remote_code": True}, "model.code"),
+    "kernel from a hub": ({"attn_implementation": "kernels-community/evil"}, "model.config"),
+    "kernel from a hub, privately": ({"_attn_implementation": "evil/evil"}, "model.config"),
+    "quantizer": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "model.config"),
+    "other weights file": ({"transformers_weights": "/etc/passwd"}, "model.config"),
+    "unknown architecture": ({"model_type": "timm_wrapper"}, "model.architecture"),
+    "config nested deeply": ({"a": [[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]}, "model.config"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "model.config"),
+    "numbers beyond reason": ({"vocab_size": 10**15}, "model.config"),
+    "huge model, small file": ({"hidden_size": 65536, "intermediate_size": 262144}, "model.weights"),
+    "another width": ({"hidden_size": 16}, "model.weights"),
+    "text for a number": ({"hidden_size": "wide"}, "model.weights"),
+}
+HEADERS = {
+    "pickle called safetensors": pickle.dumps(Exploit()),
+    "header longer than the file": struct.pack("<Q", 2**60) + b"{}",
+    "two bytes": b"\2\0",
+    "header not JSON": raw(b"nonsense"),
+    "header is a list": raw([]),
+    "header with a key twice": raw(b'{"t": 1, "t": 1}'),
+    "huge shape, few bytes": raw(entry([2**40, 2**40], [0, 4]), b"1234"),
+    "shape that overflows to 4": raw(entry([2**62 + 1, 4], [0, 16]), b"1" * 16),
+    "negative shape": raw(entry([-1, -1], [0, 4]), b"1234"),
+    "true as a size": raw(entry([True], [0, 4]), b"1234"),
+    "many dimensions": raw(entry([1] * 9, [0, 4]), b"1234"),
+    "offsets beyond the file": raw(entry([2], [0, 8]), b"1234"),
+    "gap before a tensor": raw(entry([1], [4, 8]), b"12345678"),
+    "bytes after the tensors": raw(entry([1], [0, 4]), b"12345"),
+    "unknown dtype": raw(entry([1], [0, 4], "F4"), b"1234"),
+    "dtype is a list": raw(entry([1], [0, 4], ["F32"]), b"1234"),
+    "entry without shape": raw({"t": {"dtype": "F32"}}),
+}
+ATTACKS = {
+    **FOLDER,
+    **{name: ({"config.json": config(**changed)}, code) for name, (changed, code) in CONFIGS.items()},
+    **{name: ({MODEL: data}, "model.safetensors") for name, data in HEADERS.items()},
+}
 
 
-@pytest.mark.parametrize("attack", FOLDER)
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_model_is_refused_in_one_sentence(attack):
-    changed, code = FOLDER[attack]
+    changed, code = ATTACKS[attack]
     files = {**tiny_bert(), **changed}
-    if code == "model.vocabulary":
-        vocabulary = json.loads(tiny_bert()["tokenizer.json"])
-        vocabulary["model"]["vocab"]["beyond"] = 5000
-        files["tokenizer.json"] = json.dumps(vocabulary).encode()
     with pytest.raises(CloisterError) as caught:
         load_base(readers(files)).encoder()
     assert caught.value.code == code

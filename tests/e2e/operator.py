@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,9 @@ def address(story: Story, party: str, port: int) -> Iterator[None]:
 @contextlib.contextmanager
 def replaced(path: Path, new: bytes | Path) -> Iterator[None]:
     """A file or folder with something else in its place; owner and mode stay."""
-    info, kept = path.lstat(), path.with_name(f"{path.name}.kept")
+    # Away from its neighbours: a folder that is measured must not gain a file by this.
+    away = Path(tempfile.mkdtemp(prefix="cloister-kept-", dir="/tmp"))
+    info, kept = path.lstat(), away / path.name
     path.rename(kept)
     try:
         if isinstance(new, bytes):
@@ -139,6 +142,7 @@ def replaced(path: Path, new: bytes | Path) -> Iterator[None]:
         else:
             path.unlink()
         kept.rename(path)
+        away.rmdir()
 
 
 def as_user(uid: int, code: str, *arguments: str) -> str:
@@ -180,12 +184,19 @@ class Wire:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            broker = socket.create_connection(("127.0.0.1", self._target))
-            for source, sink, record in ((client, broker, self.sent), (broker, client, self.answered)):
-                record.append(bytearray())
-                thread = threading.Thread(target=_copy, args=(source, sink, record[-1]), daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        sent, answered = bytearray(), bytearray()
+        self.sent.append(sent)
+        self.answered.append(answered)
+        with client, socket.create_connection(("127.0.0.1", self._target)) as broker:
+            back = threading.Thread(target=_copy, args=(broker, client, answered), daemon=True)
+            back.start()
+            _copy(client, broker, sent)
+            back.join()
 
 
 def _copy(source: socket.socket, sink: socket.socket, record: bytearray) -> None:

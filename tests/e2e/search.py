@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,10 +82,18 @@ def _temporary(story: Story) -> Iterator[tuple[str, bytes]]:
     users |= {(story.home.path / part).stat().st_uid for part in ("control", "node")}
     for root in map(Path, _TEMPORARY):
         for folder, folders, names in os.walk(root):
-            folders[:] = [f for f in folders if Path(folder, f) != story.folder]
+            folders[:] = [f for f in folders if _may_write(Path(folder, f), users) and Path(folder, f) != story.folder]
             for path in (Path(folder, name) for name in names):
                 if _made_by(path, users, story.started) and (data := _read(path)):
                     yield str(path), data
+
+
+def _may_write(folder: Path, users: set[int]) -> bool:
+    try:
+        info = folder.lstat()
+    except OSError:  # gone
+        return False
+    return info.st_uid in users or bool(info.st_mode & stat.S_IWOTH)
 
 
 def _made_by(path: Path, users: set[int], since: float) -> bool:

@@ -15,7 +15,7 @@ from tests.e2e.search import search
 from tests.e2e.story import Run, Story, until
 from tests.e2e.story import story as story
 
-_EVERY = 4  # steps between two checkpoints
+_EVERY = 7  # steps between two checkpoints; six make an epoch
 
 
 def _kill_workload(story: Story) -> None:
@@ -30,40 +30,30 @@ def _recorded(run: Run, count: int) -> int:
     return until("checkpoints", lambda: run.checkpoints()[-1:] >= [_EVERY * (count + 1)]) and _EVERY * count
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(story: Story) -> None:
-    run = story.submit(story.agree(), epochs=10, checkpoint_steps=_EVERY)
+def test_a_run_that_is_killed_goes_on_where_it_was_and_releases_once(story: Story) -> None:
+    """Killed in the middle of its training, and again when one owner has permitted the output and the other not yet."""
+    run = story.submit(story.agree(lease_seconds=20), epochs=10, checkpoint_steps=_EVERY)
     step = _recorded(run, 2)
     _kill_workload(story)
     again = run.wait_for("relaunched")
-    run.wait_for("keys", after=again)
-    assert run.ended() == ("succeeded", None)
-    pulled = story.pull("resumed")
-    assert pulled.verified.job == run.digest
-    resumed_from = json.loads((pulled.folder / "evaluation.json").read_text())["resumed_from"]
-    assert resumed_from >= step
-    # Each broker recorded a growing line, and gave the second instance the same keys once more.
-    for party in ("hospital", "lab"):
-        steps = run.recorded(party)
-        assert steps == sorted(set(steps))
-        assert steps[-1] > resumed_from
-        released = [e for e in story.log(party, "key.released") if e["job"] == run.digest]
-        assert [e["purpose"] for e in released] == ["release", "release", "resume", "resume"]
-        assert len({e["instance"] for e in released}) == 2
-    assert search(story) == []
-
-
-def test_a_run_that_is_killed_while_it_releases_releases_once(story: Story) -> None:
-    """One owner has permitted the first output, the other not yet. The second instance's output is another one."""
-    run = story.submit(story.agree(lease_seconds=20), epochs=2, checkpoint_steps=_EVERY)
-    run.wait_for("evaluate")
+    run.wait_for("evaluate", after=again)
     with frozen(broker_pid(story, "lab")):
         until("an output", (run.folder / "out" / "output").exists)
         _kill_workload(story)
     assert run.ended() == ("succeeded", None)
-    answer = story.home.control("hospital").release(run.digest)
-    instance = json.loads(answer)["keys"]
-    assert set(instance) == {"hospital", "lab"}
-    assert story.pull("released").verified.job == run.digest
+    pulled = story.pull("resumed")
+    assert pulled.verified.job == run.digest
+    resumed_from = json.loads((pulled.folder / "evaluation.json").read_text())["resumed_from"]
+    for party in ("hospital", "lab"):
+        # Each broker recorded a growing line, and gave each further instance the same keys once more.
+        steps = run.recorded(party)
+        assert steps == sorted(set(steps))
+        assert steps[-1] == resumed_from > step
+        released = [e for e in story.log(party, "key.released") if e["job"] == run.digest]
+        assert [e["purpose"] for e in released] == ["release"] * 2 + ["resume"] * 4
+        assert len({e["instance"] for e in released}) == 3
+    assert len([e for e in story.log("lab", "permit.issued") if e["job"] == run.digest]) == 1
+    assert search(story) == []
 
 
 def _after_tampering(story: Story, tamper: Callable[[Path, list[int]], None]) -> tuple[Run, Agreement]:

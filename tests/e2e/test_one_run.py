@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from cloister.client import Pulled, operations
+from cloister.contracts import permit_envelope
+from cloister.crypto import Envelope, parse_json
 from cloister.errors import Denied, Untrusted
 from tests.e2e.operator import workload_pid
 from tests.e2e.search import places, search
@@ -29,6 +31,7 @@ def finished(story: Story) -> Run:
     until("a checkpoint", run.checkpoints)
     assert workload_pid(story) is not None
     assert search(story) == []
+    assert any("/out/checkpoints/" in place for place, _ in places(story))
     assert run.ended() == ("succeeded", None)
     return run
 
@@ -132,6 +135,30 @@ def test_who_is_no_recipient_pulls_nothing(story: Story, pulled: Pulled) -> None
     assert caught.value.code == "output.recipient"
     assert not (story.folder / "stolen").exists()
     assert story.log("lab", "output.unwrapped") == before
+
+
+def test_an_output_stays_closed_without_every_owner_s_permit(story: Story, finished: Run) -> None:
+    """The lab's permit can't be left out, nor made by the hospital, which receives the output and has its own key."""
+    record = json.loads(story.home.control("hospital").release(finished.digest))
+    request = {name: record[name] for name in ("contract", "job", "manifest")}
+    request["wrap"] = record["wraps"]["hospital"]["sealed"]
+    true = {owner: entry["permit"] for owner, entry in record["permits"].items()}
+    manifest, contract = (Envelope.from_bytes(record[name].encode()) for name in ("manifest", "contract"))
+    instance = bytes.fromhex(parse_json(manifest.payload)["terms"]["instance"])
+    digests = (contract.digest, bytes.fromhex(finished.digest), manifest.digest, instance)
+    forged = permit_envelope("lab", *digests, story.signing_key("hospital"), now=1_700_000_000).to_bytes().decode()
+    agent = story.home.agent("hospital")
+    before = story.log("hospital", "output.unwrapped")
+    for permits, code in (
+        ([], "permit.missing"),
+        ([true["hospital"], true["hospital"]], "permit.missing"),
+        ([true["hospital"], forged], "dsse.unsigned"),
+    ):
+        with pytest.raises((Denied, Untrusted)) as caught:
+            agent.open_secret_output({**request, "permits": permits})
+        assert caught.value.code == code
+    assert story.log("hospital", "output.unwrapped") == before
+    assert len(agent.open_secret_output({**request, "permits": sorted(true.values())})) == 32
 
 
 def test_telemetry_is_what_the_contract_names_and_nothing_else(finished: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ import pytest
 
 from cloister.errors import Denied, Internal, Misuse, Unavailable, Untrusted
 from cloister.workload import leases as leases_module
+from cloister.workload import reasons
 from cloister.workload.acquire import _newest
 from cloister.workload.checkpoints import SealedCheckpoints, checkpoint_secret
 from cloister.workload.identity import KeyRing, WorkloadIdentity
 from cloister.workload.key_session import Lease, ReleasedKey, RunContext, boottime
 from cloister.workload.leases import LeaseKeeper
 from cloister.workload.node_link import NodeLink
+from cloister.workload.reasons import SENTENCES
 from cloister.workload.telemetry import Telemetry
 from tests.bundles import INSTANCE, make_contract, make_job
 
@@ -56,13 +59,35 @@ def test_a_stage_sends_at_most_a_hundred_and_one_events() -> None:
     assert len([e for e in link.events if e["kind"] == "progress"]) == 101
 
 
-def test_the_text_of_a_foreign_exception_stays_inside() -> None:
+def test_after_plaintext_was_opened_only_fixed_sentences_leave() -> None:
     link = Link()
     telemetry = Telemetry(make_contract(), link)  # type: ignore[arg-type]
     telemetry.failure(ValueError("patient Jane Roe, MRN 12345"))
-    telemetry.failure(Misuse("data.empty", "The dataset has no rows; seal a file with data."))
+    telemetry.failure(Misuse("data.column", "The file x.csv has the columns: Jane Roe, MRN 12345.", found="Jane"))
+    telemetry.failure(Untrusted("sealed.size", "File 'Jane Roe' has another size."))
     assert "Jane" not in json.dumps(link.events)
-    assert [e["error"]["code"] for e in link.events] == ["workload.internal", "data.empty"]
+    errors = [event["error"] for event in link.events]
+    assert [e["code"] for e in errors] == ["workload.internal", "data.column", "sealed.size"]
+    assert errors[1]["message"] == SENTENCES["data.column"]
+    assert "store it again" in errors[2]["message"]
+
+
+def test_a_brokers_refusal_is_passed_on_as_it_was_worded() -> None:
+    link = Link()
+    Telemetry(make_contract(), link).refusal(Denied("budget.runs", "The contract's 5 runs are used up."))  # type: ignore[arg-type]
+    assert link.events[0]["error"]["message"] == "The contract's 5 runs are used up."
+
+
+def test_every_reason_of_data_and_model_has_its_sentence() -> None:
+    folder = Path(reasons.__file__).parent
+    raised = set()
+    for name in ("data", "training", "evaluation"):
+        for path in (folder / name).rglob("*.py"):
+            raised |= set(
+                re.findall(r'(?:Misuse|Malformed|Denied|Unavailable|Untrusted)\(\s*f?"([a-z_.-]+)"', path.read_text())
+            )
+    assert len(raised) > 25
+    assert sorted(raised - set(SENTENCES)) == []
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_generation_lowers_bits_per_byte(recipe):
 @pytest.mark.parametrize("recipe", [CLASSIFY, full(CLASSIFY), GENERATE], ids=["lora", "full", "generation"])
 @pytest.mark.parametrize("stop_at", [5, 14])  # inside an epoch; 14 is the last step of the first one
 def test_resumed_run_is_bit_identical(recipe, stop_at):
-    recipe = {**recipe, "checkpoint_steps": 1, "max_steps": 20}
+    recipe = {**recipe, "checkpoint_steps": stop_at, "max_steps": 20}
     whole = run(recipe)
     sink = MemorySink(stop_at)
     with pytest.raises(InterruptedError):

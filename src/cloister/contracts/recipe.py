@@ -61,7 +61,7 @@ _COMMON: dict[str, Any] = {
     "weight_decay": "0.01", "pooling": "auto", "seed": 0, "checkpoint_steps": 100, "precision": "auto", "threads": None,
 }  # fmt: skip
 _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
-    ("classification", "lora"): {"epochs": 3, "learning_rate": "0.001", "batch_size": 32, "max_length": 256},
+    ("classification", "lora"): {"epochs": 3, "learning_rate": "0.0005", "batch_size": 32, "max_length": 256},
     ("classification", "full"): {"epochs": 3, "learning_rate": "0.0001", "batch_size": 32, "max_length": 256},
     ("generation", "lora"): {"epochs": 3, "learning_rate": "0.0005", "batch_size": 16, "max_length": 1024},
     ("generation", "full"): {"epochs": 3, "learning_rate": "0.00005", "batch_size": 16, "max_length": 1024},

@@ -7,7 +7,6 @@ never holds a key: brokers give keys to the workload's own keys, through a tunne
 from __future__ import annotations
 
 import contextlib
-import json
 import secrets
 import shutil
 import sys
@@ -18,9 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..contracts import Contract, Job, read_contract, read_job
-from ..crypto import Envelope
+from ..crypto import Envelope, parse_json
 from ..errors import CloisterError, Internal, Unavailable
+from ..fields import Fields
 from .control_link import ControlLink
+from .output import plain_tree, read_plain
 from .sandbox import Sandbox
 
 __all__ = ["Agent", "Launch", "RunSandbox"]
@@ -28,6 +29,7 @@ __all__ = ["Agent", "Launch", "RunSandbox"]
 T = TypeVar("T")
 _MAX_LAUNCHES = 4  # the first, and three resumptions after a kill
 _POLL_SECONDS = 0.5
+_RECORD_LIMIT = 16 * 1024 * 1024
 _RETRY_SECONDS = 1.0
 _AWAY = "control.unreachable"
 _KILLED_FROM = 128  # an exit status of 128 + n: ended by signal n
@@ -134,7 +136,7 @@ class Agent:
         (folder / "out" / "checkpoints").mkdir(parents=True, exist_ok=True)
         for digest in (job.data, job.base):
             _until_heard(lambda d=digest: self._control.download(d.hex(), self._cache))  # type: ignore[misc]
-        watch = _Watch(lambda event: self._tell(job, event))
+        watch = _Watch(lambda event: self._tell(job, _contracted(event, contract)))
         # Only a run that brokers admitted leaves a checkpoint: this agent was itself restarted in the middle of it.
         watch.admitted = any((folder / "out" / "checkpoints").iterdir())
         code = self._launch_until_done(contract, job, folder, directory, watch)
@@ -183,10 +185,19 @@ class Agent:
         return code
 
     def _hand_over(self, job: Job, folder: Path) -> None:
-        record = (folder / "out" / "release.json").read_bytes()
-        manifest = Envelope.from_bytes(json.loads(record)["manifest"].encode())
+        plain_tree(folder / "out")
+        record = read_plain(folder / "out" / "release.json", _RECORD_LIMIT)
+        fields = Fields(parse_json(record, limit=_RECORD_LIMIT), "release record")
+        manifest = Envelope.from_bytes(fields.text("manifest", limit=_RECORD_LIMIT).encode())
         self._control.upload(manifest.digest.hex(), folder / "out" / "output")
         self._control.put(f"/v1/jobs/{job.digest.hex()}/release", record)
+
+
+def _contracted(event: dict[str, Any], contract: Contract) -> dict[str, Any]:
+    """The event with the contract's figures only. The workload filters them itself; this holds if it were broken."""
+    if event["kind"] != "progress":
+        return event
+    return {**event, "values": {name: v for name, v in event["values"].items() if name in contract.telemetry}}
 
 
 def _until_heard(call: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ from typing import Any
 from ..attestation import Attester
 from .agent import Launch
 from .measure import measure_tree, measurement
+from .output import plain_tree
 from .sandbox import Sandbox, SandboxSpec, launch_spec, workload_argv
 from .sandbox import launch as start_sandbox
 from .socket_server import SocketServer
@@ -77,10 +78,7 @@ class Launcher:
         }
         (folder / "job.json").write_text(json.dumps(body))
         if self._run_as is not None:
-            for path in (folder, folder / "job.json", *_tree(order.folder / "out")):
-                os.chown(path, *self._run_as)
+            # What an earlier, killed sandbox of this job left could be a link to somebody else's file.
+            for path in (folder, folder / "job.json", *plain_tree(order.folder / "out")):
+                os.chown(path, *self._run_as, follow_symlinks=False)
         return folder
-
-
-def _tree(folder: Path) -> list[Path]:
-    return [folder, *folder.rglob("*")]

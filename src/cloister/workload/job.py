@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..audit import parse_event
 from ..contracts import read_contract, read_job
 from ..crypto import Envelope, canonical_json, parse_json
-from ..errors import Denied, Malformed, Unavailable
+from ..errors import CloisterError, Denied, Malformed, Unavailable
 from ..fields import Fields
 from ..sealed import SealedObject, open_sealed
 from .acquire import Acquired, acquire_keys, record_checkpoint
@@ -57,7 +57,11 @@ def run_job(place: Place) -> None:
     telemetry = Telemetry(run.contract, run.link)
     try:
         got = acquire_keys(run, purpose=order.purpose)
-        telemetry.state("keys")
+    except CloisterError as refusal:
+        telemetry.refusal(refusal)
+        raise
+    telemetry.state("keys")
+    try:
         with _leases(run, got, telemetry) as lease, _assets(order, got) as assets:
             # The training libraries take seconds to load. A run that is refused has been told so before that.
             from .pipeline import Inputs, train_and_evaluate
@@ -103,7 +107,7 @@ def _bad_path() -> Path:
 
 @contextlib.contextmanager
 def _leases(run: RunContext, got: Acquired, telemetry: Telemetry) -> Iterator[LeaseKeeper]:
-    keeper = LeaseKeeper(run, got.keys, got.leases, on_lost=telemetry.failure)
+    keeper = LeaseKeeper(run, got.keys, got.leases, on_lost=telemetry.refusal)
     keeper.start()
     try:
         yield keeper
@@ -147,7 +151,7 @@ def _require_gates(outcome: Outcome, telemetry: Telemetry) -> None:
     telemetry.state("gate")
     for gate in outcome.gates:
         if gate["passed"] is not True:
-            raise Denied("gate.failed", str(gate["reason"]), metric=str(gate["metric"]))
+            raise Denied("gate.failed", "A gate of the contract did not pass, so nothing is released.")
 
 
 def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome, lease: LeaseKeeper) -> None:
@@ -156,10 +160,11 @@ def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome, lea
 
     release = OutputRelease(run, place.out, ask_permit)
     measurement = _fact(got, "measurement")
-    gates = [{name: gate[name] for name in ("metric", "margin", "base", "tuned", "passed")} for gate in outcome.gates]
+    # The manifest is readable in the store, so it says that gates passed; by how much stands in the sealed files.
+    gates = [{name: gate[name] for name in ("metric", "margin", "passed")} for gate in outcome.gates]
     facts = CardFacts(
         evaluation=outcome.evaluation,
-        gates=gates,
+        gates=outcome.gates,
         terms=release.terms(),
         usage=outcome.usage,
         measurement=measurement,

@@ -160,7 +160,7 @@ class AttestedSession:
         if least := run.contract.platform.witness_quorum:
             verify_quorum(receipt.checkpoint, run.contract.witnesses(self.party), least, not_before=0)
         lease = f.child("lease")
-        expires, seconds = lease.integer("expires"), lease.integer("seconds", low=1, high=3600)
+        expires, seconds = lease.integer("expires"), lease.integer("seconds", low=1, high=run.contract.lease_seconds)
         info = frame("cloister/key/v1", run.contract.digest, run.job.digest, resource, leaf_hash(receipt.leaf), expires)
         secret = run.identity.hpke.open(f.base64("sealed"), info)
         if len(secret) != 32:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from ..contracts import Contract
 from ..errors import CloisterError
 from .node_link import NodeLink
+from .reasons import spoken
 
 __all__ = ["Telemetry"]
 
@@ -39,18 +40,12 @@ class Telemetry:
         self._link.telemetry({"code": code, "kind": "state"})
 
     def failure(self, error: BaseException) -> None:
-        """How the run ended badly. Only Cloister's own sentences leave, which never contain data; the text of
-        any other exception may quote a row and stays inside."""
-        if isinstance(error, CloisterError):
-            wire = error.to_wire()
-        else:
-            wire = {
-                "code": "workload.internal",
-                "details": {},
-                "kind": "internal",
-                "message": "The workload failed; its exception text stays inside because it may quote data.",
-            }
-        self._link.telemetry({"code": "failed", "error": wire, "kind": "state"})
+        """How the run ended badly: a code, and the sentence that ``reasons`` has for it."""
+        self._link.telemetry({"code": "failed", "error": spoken(error), "kind": "state"})
+
+    def refusal(self, error: CloisterError) -> None:
+        """A refusal from outside: of a broker, of the node. It was worded where there is no plaintext."""
+        self._link.telemetry({"code": "failed", "error": error.to_wire(), "kind": "state"})
 
 
 def _quantize(value: str) -> str:

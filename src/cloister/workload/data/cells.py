@@ -12,14 +12,13 @@ __all__ = ["cell_text", "check_columns"]
 
 
 def check_columns(name: str, columns: Sequence[str], existing: Sequence[str]) -> None:
-    """Misuse that lists the columns there are, if one of ``columns`` is missing; Malformed for a duplicate."""
+    """Misuse if one of ``columns`` is missing; Malformed for a duplicate."""
     if len(set(existing)) != len(existing):
         raise Malformed("data.header", f"The file {name} names two columns alike; rename one.")
     missing = [c for c in columns if c not in existing]
     if missing:
-        # Column names are schema, which the manifest shows anyway; rows are not.
-        there = ", ".join(c[:60] for c in existing[:40])
-        raise Misuse("data.column", f"The file {name} has no column '{missing[0]}'; its columns are: {there}.")
+        # What there is isn't named: without a header the first line is a row, and JSON keys can be data.
+        raise Misuse("data.column", f"The file {name} has no column '{missing[0]}'; compare it with the sealed file.")
 
 
 def cell_text(name: str, row: int, column: str, value: Any, limits: Limits) -> str:

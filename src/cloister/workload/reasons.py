@@ -1,0 +1,88 @@
+"""What a run says when it ends badly after plaintext was opened: a code, and the one fixed sentence for it.
+
+A sentence that is put together at the place of the error may quote a header, a key or a label, and a file's first
+line may be data. So from the moment when the assets are open, nothing but these sentences leaves.
+"""
+
+from __future__ import annotations
+
+from ..errors import CloisterError
+
+__all__ = ["SENTENCES", "spoken"]
+
+_UNSPOKEN = "The run failed inside the trusted code; its text stays there because it may quote data."
+
+SENTENCES: dict[str, str] = {
+    "checkpoint.files": "The recorded checkpoint lacks a part; start the job anew.",
+    "checkpoint.missing": "The recorded checkpoint is not in the node's output folder; start the job anew.",
+    "checkpoint.state": "The recorded checkpoint does not fit this run; start the job anew.",
+    "checkpoint.type": "The recorded checkpoint holds something that is no training state; start the job anew.",
+    "checkpoint.weights": "The recorded checkpoint does not fit this model; start the job anew.",
+    "data.blank": "The column of texts or labels holds blank cells; fill or remove those rows and seal again.",
+    "data.cell": "A cell of the dataset is longer than a cell may be; shorten it and seal again.",
+    "data.column": "The dataset has no column of the name that the recipe gives; compare it with the sealed file.",
+    "data.csv": "The dataset's CSV can't be read; check its quoting and seal again.",
+    "data.empty": "The dataset has no rows; seal a file with data.",
+    "data.encoding": "The dataset is not valid UTF-8; convert it and seal again.",
+    "data.few": "The dataset has too few rows to train and to validate on; seal more rows.",
+    "data.format": "The dataset holds no .csv, .jsonl or .parquet file; seal one of these.",
+    "data.header": "The dataset's header is missing or names two columns alike; mend it and seal again.",
+    "data.json": "A line of the dataset is not a JSON object of texts; mend it and seal again.",
+    "data.labels": "The column of labels holds too few or too many different labels; check the recipe's columns.",
+    "data.line": "A line of the dataset is longer than a line may be; split it and seal again.",
+    "data.parquet": "The dataset's Parquet file can't be read; write it again and seal it.",
+    "data.ragged": "A row of the dataset has more or fewer cells than its header; mend it and seal again.",
+    "data.size": "The dataset is larger than a table may be; split it.",
+    "data.text": "A cell of a column that the recipe names is not text; convert it and seal again.",
+    "evaluation.figure": "The evaluation gave a figure that is not a number; lower the learning rate.",
+    "gate.failed": "A gate of the contract did not pass, so nothing is released.",
+    "gate.metric": "The contract gates on a metric that this task does not measure.",
+    "lease.expired": "A key lease ended before it was renewed.",
+    "model.architecture": "The base model's architecture is not one that can be trained here.",
+    "model.code": "The base model's folder holds or asks for code; seal it without.",
+    "model.config": "The base model's config.json is not one that can be trained here.",
+    "model.consumed": "The base model was taken twice; report this.",
+    "model.files": "The base model's folder holds too many files, or lacks one; seal a complete Hugging Face folder.",
+    "model.index": "The base model's index of weight files does not fit its files; seal a complete folder.",
+    "model.json": "A JSON file of the base model can't be read; seal a complete Hugging Face folder.",
+    "model.missing": "The base model's folder lacks a file; seal a complete Hugging Face folder in safetensors.",
+    "model.nan": "The base model's weights hold values that are not numbers; seal a sound model.",
+    "model.pickle": "The base model's folder holds pickled weights; convert them to safetensors and seal again.",
+    "model.pooling": "The base model's pooling settings can't be read; seal a complete folder.",
+    "model.safetensors": "The base model's safetensors file is damaged; seal a sound one.",
+    "model.size": "The base model is larger than this node can load.",
+    "model.task": "The base model is an encoder; it can classify but not generate text.",
+    "model.tokenizer": "The base model's tokenizer can't be read; seal a folder with its tokenizer.json.",
+    "model.vocabulary": "The base model's tokenizer and weights do not fit together; seal a matching pair.",
+    "model.weights": "The base model's weights do not fit its config.json; seal a matching pair.",
+    "recipe.targets": "The recipe names LoRA targets that the base model does not have.",
+    "resume.differs": "The checkpoint is of another recipe or dataset; start the job anew.",
+    "storage.full": "The node's disk is full; free space on it and submit again.",
+    "training.loss": "The training loss stopped being a number; lower the learning rate.",
+}
+
+# Errors of whole families, found before or beside any plaintext.
+_FAMILIES = {
+    ("aead", "dsse", "manifest", "sealed", "signature", "stream"): (
+        "A sealed asset is not what its manifest and contract name: it was changed, cut or exchanged; store it again."
+    ),
+    ("broker", "node", "tls", "wire"): "A broker could not be reached or answered what can't be read; look at its log.",
+    ("lease", "status", "contract", "party", "permit", "output"): "A broker ended the run; its owner's log says why.",
+}
+
+
+def spoken(error: BaseException) -> dict[str, object]:
+    """The wire form of an error of which nothing but the code is kept."""
+    if not isinstance(error, CloisterError):
+        return {"code": "workload.internal", "details": {}, "kind": "internal", "message": _UNSPOKEN}
+    return {
+        "code": error.code,
+        "details": {},
+        "kind": error.kind,
+        "message": SENTENCES.get(error.code) or _of_family(error.code),
+    }
+
+
+def _of_family(code: str) -> str:
+    first = code.partition(".")[0]
+    return next((sentence for names, sentence in _FAMILIES.items() if first in names), _UNSPOKEN)
