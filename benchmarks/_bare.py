@@ -37,7 +37,7 @@ def run(recipe: str, data: Path, base: Path) -> Timed:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class Folder:
     """Plain files by path, as ``sealed.SealedObject`` gives the decrypted ones."""
 
     files: dict[str, Path]
@@ -49,7 +49,7 @@ class _Folder:
         return self.files[path].open("rb")
 
     @classmethod
-    def of(cls, place: Path) -> _Folder:
+    def of(cls, place: Path) -> Folder:
         if place.is_file():
             return cls({place.name: place})
         return cls({p.relative_to(place).as_posix(): p for p in sorted(place.rglob("*")) if p.is_file()})
@@ -80,7 +80,7 @@ class _Unwatched:
 def _train(order: dict[str, Any]) -> dict[str, Any]:
     from cloister.workload.pipeline import Inputs, train_and_evaluate
 
-    data, base = (_Folder.of(Path(order[name])) for name in ("data", "base"))
+    data, base = (Folder.of(Path(order[name])) for name in ("data", "base"))
     inputs = Inputs(parse_recipe(order["recipe"]), data, base, ())
     with tempfile.TemporaryDirectory() as folder:
         sink = _PlainCheckpoints(Path(folder))

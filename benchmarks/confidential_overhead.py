@@ -3,7 +3,7 @@
 Bare: ``_bare``. Confidential: the whole path of a job, from sealing to pulling, through the operations that the command
 line uses: two parties with a broker each, one contract, software TPM, sandbox, leases, sealed checkpoints.
 
-    python -m benchmarks.confidential_overhead [--rounds 3] [--rows 1600] [--epochs 2] [--data FILE.csv]
+    python -m benchmarks.confidential_overhead [--rounds 3] [--rows 1200] [--epochs 2] [--data FILE.csv]
 
 ``throughput_ratio`` compares the training loops alone (steps a second, confidential over bare; 1 is free);
 ``fixed_overhead_s`` is what comes on top of it once per job.
@@ -138,21 +138,24 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _told(what: str, number: int, timed: Timed) -> Timed:
-    parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in timed.parts.items())
     say(
-        f"{number + 1}. {what}: {timed.steps} steps in {timed.train:.2f} s, {timed.steps_per_second:.3f} steps/s, whole "
-        f"{timed.wall:.1f} s, load {os.getloadavg()[0]:.1f}{'; ' if parts else ''}{parts}"
+        f"{number + 1}. {what}: {timed.steps} steps in {timed.train:.2f} s, {timed.steps_per_second:.3f} steps/s; "
+        f"in all {timed.wall:.1f} s; load {os.getloadavg()[0]:.1f}"
     )
+    if timed.parts:
+        say("   " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in timed.parts.items()))
     return timed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side, alternating")
-    parser.add_argument("--rows", type=int, default=1600, help="generated dialogues")
+    parser.add_argument("--rows", type=int, default=1200, help="generated dialogues")
     parser.add_argument("--data", type=Path, help="a CSV file with the columns text and category instead")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--lease", type=int, default=30, help="seconds; shorter leases cost more (default of contracts)")
+    parser.add_argument(
+        "--lease", type=int, default=30, help="seconds; shorter leases cost more (default of contracts)"
+    )
     parser.add_argument("--checkpoint-steps", type=int, default=50)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cloister-bench-") as scratch:

@@ -57,7 +57,7 @@ class LocalHome:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.world = World(folder, register=False)
         self.home = Home(folder)
         self._brokers: dict[str, tuple[RunningBroker, threading.Thread]] = {}
@@ -102,7 +102,7 @@ class LocalHome:
         }
         control = {"id": self.world.plane.id, "url": self.world.url}
         return {
-            "control": control, "node": {}, "notes": ["A note."], "ok": True, "parties": parties, "users": "single",
+            "control": control, "node": {**CLAIM, "running": True}, "notes": ["A note."], "ok": True, "parties": parties, "users": "single",
         }  # fmt: skip
 
     def _settings(self, name: str) -> Settings:

@@ -21,7 +21,7 @@ def parquet(**columns) -> bytes:
 
 
 CASES = {
-    "missing column": ("a.csv", f"text,kind\n{SECRET},x\n", "data.column", "its columns are: text, kind"),
+    "missing column": ("a.csv", f"text,kind\n{SECRET},x\n", "data.column", "compare it with the sealed file"),
     "empty file": ("a.csv", "", "data.empty", "empty"),
     "header only": ("a.csv", "text,label\n", "data.empty", "no rows"),
     "no table at all": ("a.txt", "x", "data.format", ".csv"),
@@ -55,7 +55,7 @@ CASES = {
     "Parquet of floats": ("a.parquet", parquet(text=[1.5], label=["a"]), "data.text", "holds no text"),
     "Parquet of lists": ("a.parquet", parquet(text=[[SECRET]], label=["a"]), "data.text", "holds no text"),
     "Parquet with null": ("a.parquet", parquet(text=["a", None], label=["a", "b"]), "data.text", "Row 2"),
-    "Parquet without column": ("a.parquet", parquet(text=["a"]), "data.column", "its columns are: text"),
+    "Parquet without column": ("a.parquet", parquet(text=["a"]), "data.column", "compare it with the sealed file"),
     "Parquet row bomb": ("a.parquet", parquet(text=["a"] * 60, label=["b"] * 60), "data.size", "split it"),
     "Parquet long cell": ("a.parquet", parquet(text=["x" * 101], label=["b"]), "data.cell", "exceeds 100"),
     "Parquet cut": ("a.parquet", parquet(text=["a"], label=["b"])[:-9], "data.parquet", "not valid Parquet"),

@@ -90,7 +90,7 @@ def test_a_deleted_checkpoint_is_refused_and_not_trained_anew(story: Story) -> N
     run, agreement = _after_tampering(story, delete)
     assert run.ended() == ("denied", "checkpoint.missing")
     message = str(story.home.control("hospital").job(run.digest)["error"]["message"])
-    assert "checkpoint of step" in message
+    assert "checkpoint" in message
     _nothing_came_of(story, run, agreement)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cloister.audit import AuditLog
 from cloister.broker import LIMITS, Settings, steady_clock
 from cloister.broker.config import parse_listen
 from cloister.broker.ledger import Ledger, reconcile
+from cloister.broker.refusals import Refusals
 from cloister.broker.sessions import Sessions
 from cloister.broker.state import ENTRY, Change, State
 from cloister.crypto import SigningKey
@@ -35,9 +37,8 @@ class Parts:
         self.state = State.open(folder / "state.db", create=create)
         opener = AuditLog.create if create else AuditLog.open
         self.log = opener(folder / "log", origin=ORIGIN, signer=KEY)
-        self.ledger = Ledger(
-            self.state, self.log, lambda: NOW, actor="hospital", log_key=KEY.public, refusals_per_minute=2
-        )
+        limits = replace(LIMITS, refusals_per_minute=3, stranger_refusals=2, refusal_buckets=2)
+        self.ledger = Ledger(self.state, self.log, lambda: NOW, actor="hospital", log_key=KEY.public, limits=limits)
 
     def put(self, name: str, value: str) -> None:
         with self.ledger.turn():
@@ -161,17 +162,30 @@ def test_after_a_crash_anywhere_state_and_log_agree(folder: Path, steps: list[st
 
 
 def test_refusals_are_logged_within_bounds(parts: Parts) -> None:
-    for _ in range(5):
-        parts.ledger.refuse("key.refused", Denied("a.b", "No."), target="x", details={"contract": "c"})
-    assert parts.log.size == 2
+    def refuse(about: tuple[bytes, str] | None) -> int:
+        before = parts.log.size
+        for _ in range(5):
+            parts.ledger.refuse("key.refused", Denied("a.b", "No."), target="x", details={}, about=about)
+        return parts.log.size - before
+
+    assert refuse(None) == 2
+    assert [refuse((b"a", "key")), refuse((b"a", "lease"))] == [3, 3]
+    assert [refuse((b"b", "key")), refuse((b"c", "key"))] == [3, 0]  # beyond the bounded number they share one
+
+
+def test_counts_of_refusals_are_not_lost() -> None:
+    refusals = Refusals(replace(LIMITS, refusals_per_minute=1, stranger_refusals=1, refusal_buckets=1))
+    assert [refusals.admit(None, now=NOW) for _ in range(3)] == [0, None, None]
+    assert refusals.admit(None, now=NOW + 60) == 2
+    assert [refusals.admit((b"a", "key"), now=NOW) for _ in range(4)] == [0, None, None, None]
+    assert refusals.admit((b"b", "key"), now=NOW + 60) == 0  # the quiet bucket makes room
+    assert refusals.admit((b"a", "key"), now=NOW + 60) == 3  # what it had counted is told by the shared one
 
 
 # Sessions.
 
 
 def test_sessions_are_few(calm: Any) -> None:
-    from dataclasses import replace
-
     sessions = Sessions(replace(LIMITS, sessions=2))
     request = object()
     for _ in range(2):

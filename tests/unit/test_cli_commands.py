@@ -15,6 +15,9 @@ from tests.client_home import CONTRACT, RECIPE, LocalHome, Run
 from tests.control_world import Party
 
 pytest_plugins = ["tests.client_fixtures"]
+VERIFIED = Verified(
+    "hospital/adapter", "c", "j", "m", "none", ("hospital",), ("hospital",), ("one step", "another"), 1_790_000_000
+)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_revoking(agreed: LocalHome, run: Run, tmp_path: Path) -> None:
         assert run("contract", "sign", "short", "--as", party, "--yes").code == 0
     assert run("contract", "revoke", "short", "--reason", "done", "--as", "lab").code == 2
     ran = run("contract", "revoke", "short", "--reason", "done", "--as", "lab", "--yes")
-    assert ran.out == "short is revoked; runs under it stop within 30 seconds.\n"
+    assert ran.out == "short serial 1 is revoked; runs under it stop within 30 seconds.\n"
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     job = run("job", "submit", "recipe.yaml", "--contract", "short", "--as", "hospital", "--json")
     assert (job.code, job.document["error"]["code"]) == (3, "contract.revoked")
@@ -128,38 +131,58 @@ def test_following_ends_with_the_jobs_own_reason(agreed: LocalHome, run: Run, tm
 
 
 def test_a_run_that_succeeds_is_summed_up(agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = {"base": "0.90", "margin": "0.0", "metric": "accuracy", "passed": True, "tuned": "0.95"}
     job = {"digest": "ab" * 32, "output": "hospital/adapter", "state": "succeeded"}
+    gate = {"margin": "0.0", "metric": "accuracy", "passed": True}
+    outcome = Outcome(job, {"loss": "0.1"}, (gate,), ("hospital",), VERIFIED)
+    seen: list[Any] = []
+
+    def follow(*_: Any, pins: Any, **__: Any) -> Outcome:
+        seen.append(sorted(pins))
+        return outcome
+
     monkeypatch.setattr(operations, "find_job", lambda *_: job)
-    monkeypatch.setattr(operations, "follow", lambda *_, **__: Outcome(job, {"loss": "0.1"}, (gate,), ("hospital",)))
+    monkeypatch.setattr(operations, "follow", follow)
     ran = run("job", "follow", "abab", "--as", "hospital")
     assert ran.out.splitlines() == [
-        "The run succeeded.",
-        "accuracy  base 0.90  tuned 0.95  gate +0.0 passed",
-        "Recipients (hospital) pull it: cloister pull hospital/adapter --to FOLDER",
+        "The run succeeded: its release record verifies against the cards pinned here.",
+        "gate       accuracy  at least 0.0 above the base  passed",
+        "telemetry  loss      last 0.1",
+        "Recipients (hospital) get the figures and the files: cloister pull hospital/adapter --to FOLDER",
     ]
-    assert run("job", "follow", "abab", "--as", "hospital", "--json").document["gates"] == [gate]
+    assert seen == [["hospital", "lab"]]
+    document = run("job", "follow", "abab", "--as", "hospital", "--json").document
+    assert (document["gates"], document["verified"]) == ([gate], True)
+    outcome = Outcome(job, {}, (), ())
+    assert "nothing was verified" in run("job", "follow", "abab", "--as", "hospital").out
 
 
 def test_pull_and_verify_show_what_was_checked(
     agreed: LocalHome, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verified = Verified(
-        "hospital/adapter", "c", "j", "m", "none", ("hospital",), ("hospital",), ("one step", "another")
-    )
+    verified = VERIFIED
     asked: list[str] = []
 
     def pull(home: Any, output: str, to: Path, party: str, **_: Any) -> Pulled:
         asked.append(party)
-        return Pulled(to, ("a",), verified)
+        return Pulled(to, ("a",), verified, {"accuracy": ("0.90", "0.95")})
 
     monkeypatch.setattr(operations, "pull", pull)
     ran = run("pull", "hospital/adapter", "--to", "out")
     assert (ran.code, asked) == (0, ["hospital"])
     assert "  2. another" in ran.out
+    assert "Made by job j, let out 2026-09-21 14:13:20 UTC." in ran.out
+    assert "accuracy  base 0.90  tuned 0.95" in ran.out
     assert "whoever runs the machine can read its memory" in ran.out
-    monkeypatch.setattr(operations, "verify_bundle", lambda folder, pins: verified if "lab" in pins else None)
-    assert run("verify", "out", "--json").document["verified"] is True
+    expected: list[str | None] = []
+
+    def verify(folder: Path, pins: Any, *, expected_contract: str | None) -> Verified:
+        assert "lab" in pins
+        expected.append(expected_contract)
+        return verified
+
+    monkeypatch.setattr(operations, "verify_bundle", verify)
+    assert run("verify", "out", "--json", "--contract", "intents").document["verified"] is True
+    assert expected == ["intents"]
     (tmp_path / "lab.json").write_bytes(Party("lab").card.envelope.to_bytes())
     assert run("verify", "out", "--trust", "lab.json").code == 0
     assert run("verify", "out", "--as", "hospital").code == 0

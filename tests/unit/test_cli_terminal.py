@@ -26,13 +26,23 @@ def test_the_page_of_commands_is_up_to_date() -> None:
 
 def test_words_from_elsewhere_cannot_steer_the_terminal() -> None:
     assert clean("a\x1b[2Jb\x07c\u202ed\r") == "a?[2Jb?c?d?"
-    assert clean("two\nlines") == "two\nlines"
+    assert clean("two\nlines\u2028of\u2029one\x85text") == "two?lines?of?one?text"
+    assert clean("half \ud800 a pair") == "half ? a pair"
     assert clean("Zürich · 東京") == "Zürich · 東京"
 
 
 def test_columns_are_aligned() -> None:
     assert columns([("a", 1), ("long", 22, "x")]) == ["a     1", "long  22  x"]
     assert columns([]) == []
+
+
+def test_a_cell_stays_one_line_of_bounded_width() -> None:
+    assert columns([("purpose", "x\nleaves     nothing")]) == ["purpose  x?leaves nothing"]
+    assert columns([("purpose", "x" + " " * 300 + "leaves     nothing")]) == ["purpose  x leaves nothing"]
+    assert columns([("  indented", 1)]) == ["  indented  1"]
+    (long,) = columns([("w", "x" * 500)])
+    assert (len(long), long[-1]) == (203, "…")
+    assert columns([("w", "x" * 500)], full=True) == ["w  " + "x" * 500]
 
 
 def test_errors_are_one_sentence_and_one_object(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +58,7 @@ def test_results_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     result({"b": 1, "a": "é"}, ["line"], as_json=False)
     assert capsys.readouterr() == ("line\n", "")
     result({"b": 1, "a": "é"}, ["line"], as_json=True)
-    assert capsys.readouterr().out == '{\n  "a": "é",\n  "b": 1\n}\n'
+    assert capsys.readouterr().out == '{\n  "a": "\\u00e9",\n  "b": 1\n}\n'
 
 
 def test_bars_are_silent_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,11 +66,12 @@ def test_bars_are_silent_unless_asked(capsys: pytest.CaptureFixture[str]) -> Non
         with Bars(wanted) as bars:
             bars(Step("upload", 1 << 20, 3 << 20, "bytes"))
             bars(Step("upload", 10, 20, "bytes"))
-            bars(Step("\x1bevil", 1, 0, "steps", {"loss": "0.5\x1b"}))
+            bars(Step("\x1bevil", 1, 0, "steps", {"loss": "0.5\x1b[link=x]"}))
         out, err = capsys.readouterr()
         assert out == ""
         assert ("upload" in err) is wanted
         assert ("?evil" in err) is wanted
+        assert ("0.5?[link=x]" in err) is wanted
 
 
 def test_nobody_is_asked_where_nobody_is() -> None:

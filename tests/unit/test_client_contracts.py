@@ -49,10 +49,10 @@ def test_an_unknown_contract(sealed: LocalHome, reference: str) -> None:
 
 def test_an_ambiguous_beginning_is_refused(sealed: LocalHome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        ControlClient, "contracts", lambda _: [{"digest": "abcd1" + "0" * 59}, {"digest": "abcd2" + "0" * 59}]
+        ControlClient, "contracts", lambda _: [{"digest": "abcdabcd1" + "0" * 55}, {"digest": "abcdabcd2" + "0" * 55}]
     )
     with pytest.raises(Misuse) as caught:
-        operations.show_contract(sealed.home, "abcd", "lab")
+        operations.show_contract(sealed.home, "abcdabcd", "lab")
     assert "More than one" in caught.value.message
 
 

@@ -113,10 +113,51 @@ def test_a_home_that_cannot_be_made(mode: dict[str, str], tmp_path: Path) -> Non
     assert caught.value.code == "home.folder"
 
 
+@pytest.mark.parametrize("widened", [0o020, 0o002])
+def test_a_home_that_others_may_write_to(mode: dict[str, str], tmp_path: Path, widened: int) -> None:
+    home = Home(tmp_path / "h")
+    home.path.mkdir()
+    home.path.chmod(0o700 | widened)
+    for use in (lambda: operations.up(home), lambda: operations.run_in_foreground(home), home.status):
+        with pytest.raises(Misuse) as caught:
+            use()
+        assert caught.value.code == "home.owner"
+    assert list(home.path.iterdir()) == []
+    home.path.chmod(0o700)
+
+
+def test_a_home_of_somebody_else(mode: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path / "h")
+    home.path.mkdir(mode=0o700)
+    owner = home.path.stat().st_uid
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: owner + 1)
+        for use in (lambda: operations.up(home), lambda: home.start_party("hospital", "secret", create=True)):
+            with pytest.raises(Misuse) as caught:
+                use()
+            assert caught.value.code == "home.owner"
+    assert list(home.path.iterdir()) == []
+
+
+def test_the_log_is_no_way_into_another_file(mode: dict[str, str], tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    home.path.mkdir(mode=0o700)
+    (tmp_path / "victim").write_text("precious")
+    log = home.path / "supervisor.log"
+    log.symlink_to(tmp_path / "victim")
+    with pytest.raises(Misuse) as caught:
+        operations.up(home)
+    assert (caught.value.code, (tmp_path / "victim").read_text()) == ("home.log", "precious")
+    log.unlink()
+    log.touch(mode=0o644)
+    operations.up(home)
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
 def test_an_answer_that_is_none(mode: dict[str, str], tmp_path: Path) -> None:
     mode["mode"] = "garbled"
     home = Home(tmp_path / "h")
-    (tmp_path / "h").mkdir()
+    (tmp_path / "h").mkdir(mode=0o700)
     process = subprocess.Popen(startup._command(home, False), stdout=subprocess.PIPE)
     try:
         while not home.socket.exists():

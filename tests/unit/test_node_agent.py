@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,13 +144,36 @@ def test_before_any_key_came_there_is_nothing_to_resume(tmp_path: Path, claim: d
 
 
 def test_a_run_goes_on_after_the_agent_itself_was_restarted(tmp_path: Path, claim: dict[str, Any], calm: World) -> None:
-    """The control plane queues the job anew; the sealed checkpoint in its folder shows that brokers have admitted it."""
+    """The control plane queues the job anew; the checkpoint in its folder shows that brokers have admitted it. They may
+    come up after the node: it waits for them."""
     checkpoints = tmp_path / "jobs" / calm.job.digest.hex() / "out" / "checkpoints"
     (checkpoints / "00000010").mkdir(parents=True)
     node = Node(tmp_path, Control([claim]), [1])
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    late: list[socket.socket] = []
+
+    def tell(path: str, body: dict[str, Any]) -> Any:
+        if {"code": "waiting", "kind": "state"} in body.get("events", ()) and not late:
+            late.append(socket.create_server(("127.0.0.1", port)))
+        return Control.post(node.control, path, body)
+
+    node.control.post = tell  # type: ignore[method-assign]
+    for entry in claim["directory"].values():
+        entry["address"] = f"127.0.0.1:{port}"
     node.serve()
+    late[0].close()
     assert [launch.purpose for launch in node.launches] == ["resume"]
     assert (checkpoints / "00000010").is_dir()
+
+
+def test_a_run_that_waits_for_its_brokers_can_be_cancelled(tmp_path: Path, claim: dict[str, Any], calm: World) -> None:
+    (tmp_path / "jobs" / calm.job.digest.hex() / "out" / "checkpoints" / "00000010").mkdir(parents=True)
+    node = Node(tmp_path, Control([claim]), [])
+    node.control.stop = "cancelled"
+    node.serve()
+    assert _ended(node.control) == [("cancelled", None)]
+    assert node.launches == []
 
 
 def test_a_cancelled_run_is_killed_and_no_failure(tmp_path: Path, claim: dict[str, Any]) -> None:

@@ -52,6 +52,7 @@ def admin_routes(
         get("/v1/assets", owner.assets),
         post("/v1/assets", owner.seal),
         get("/v1/assets/next", owner.next_asset),
+        get("/v1/contracts", owner.contracts),
         post("/v1/contracts", owner.store),
         post("/v1/contracts/sign", owner.sign),
         post("/v1/contracts/revoke", owner.revoke),
@@ -165,6 +166,9 @@ class _Owner:
         return {"manifest": _text(self._core.assets.seal(payload, dek))}
 
     # Contracts, jobs, requests, outputs.
+
+    def contracts(self, _: Call) -> Any:
+        return {"contracts": self._agreements.known()}
 
     def sign(self, call: Call) -> Any:
         f = Fields(call.body(), "signing request")

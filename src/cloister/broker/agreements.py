@@ -79,6 +79,22 @@ class Agreements:
                 self._commit("contract.signed", contract, {"stage": "complete"}, [change])
         return contract
 
+    def known(self) -> list[dict[str, Any]]:
+        """Every contract that this broker remembers, by name and serial: what its owner may refer to by name."""
+        rows = sorted(self._ledger.state.rows("contracts"), key=lambda row: (row["name"], row["serial"], row["digest"]))
+        return [
+            {
+                "complete": bool(row["complete"]),
+                "contract": row["envelope"],
+                "digest": row["digest"],
+                "name": row["name"],
+                "revoked_by": row["revoked_by"],
+                "serial": row["serial"],
+                "signed": bool(row["signed"]),
+            }
+            for row in rows
+        ]
+
     def _check_signable(self, contract: Contract) -> None:
         self._check_party(contract)
         self._check_keys(contract)

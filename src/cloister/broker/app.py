@@ -45,14 +45,7 @@ class Broker:
         self._opened = opened
         limits, name = settings.limits, opened.card.name
         keys = OwnKeys(opened.vault)
-        ledger = Ledger(
-            opened.state,
-            opened.log,
-            clock,
-            actor=name,
-            log_key=keys.receipt.public,
-            refusals_per_minute=limits.refusals_per_minute,
-        )
+        ledger = Ledger(opened.state, opened.log, clock, actor=name, log_key=keys.receipt.public, limits=limits)
         parties = Parties(keys, ledger, clock)
         peers = Peers(opened.state, limits)
         herald = Herald(opened.log, peers, parties.pinned, clock, name=name, log_key=keys.receipt.public)
@@ -66,9 +59,10 @@ class Broker:
         self.permits = Permits(self.core)
         self.agreements = Agreements(self.core)
         self.heads = Heads(opened.state, parties.pinned, clock, name=name, key=keys.receipt)
-        self.notices = Notices(self.core)
+        self.notices = Notices(self.core, self.agreements)
         self.warnings = _warnings(settings, confirmed)
         _log_start(ledger, opened, confirmed)
+        self.notices.learn()  # before anything is served: an older copy of the state may have forgotten a revocation
 
     @classmethod
     def start(

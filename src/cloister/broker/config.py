@@ -24,14 +24,20 @@ class Limits:
     session_seconds: int = 300
     sessions: int = 1024
     answers: int = 256  # resources that one session may fetch
+    first_seconds: float = 10.0  # for the TLS handshake and the first request's header to arrive
+    idle_seconds: float = 20.0  # between an answer and the next request's header
     connections: int = 256
+    source_connections: int = 64  # of one address
     admin_connections: int = 64
-    refusals_per_minute: int = 30  # log entries; the rest is counted
+    refusals_per_minute: int = 30  # log entries a contract and stage; the rest is counted
+    stranger_refusals: int = 6  # log entries a minute about requests that no known contract stands behind
+    refusal_buckets: int = 32  # of contracts and stages that are counted apart
     peer_seconds: float = 3.0  # for one exchange with a peer
     peer_answer: int = 512 * 1024
     token_seconds: int = 300
     entries_page: int = 256  # log entries in one admin answer
     heads_interval: float = 1.0  # between pushes of the own log's head
+    notices_interval: float = 30.0  # between rounds of telling and asking about revocations while the log rests
 
 
 LIMITS = Limits()

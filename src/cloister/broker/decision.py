@@ -24,6 +24,7 @@ __all__ = [
     "Resource",
     "Standing",
     "check_live",
+    "check_unreleased",
     "decide_admission",
     "decide_checkpoint",
     "decide_knock",
@@ -90,13 +91,15 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Standing:
-    """What this broker knows. ``newest``: its own assets' newest digest by name. ``witnessed``: at start, somebody
-    outside confirmed that its log had not been rolled back."""
+    """What this broker knows. ``permitted``: the instance of the job whose output this owner has let out. ``newest``:
+    its own assets' newest digest by name. ``witnessed``: at start, somebody outside confirmed that its log had not been
+    rolled back."""
 
     owner: str
     state: ContractState
     job: JobRecord | None
     instance: Instance | None
+    permitted: bytes | None
     newest: Mapping[str, bytes]
     witnessed: bool
 
@@ -182,6 +185,12 @@ def check_live(instance: Instance, *, now: int) -> None:
         raise Denied("lease.expired", "This instance's lease has ended; start a new instance with purpose resume.")
 
 
+def check_unreleased(permitted: bytes | None, instance: bytes) -> None:
+    """One unit of the budget is one output: once an instance of the job has a permit, no other one gets anything."""
+    if permitted is not None and permitted != instance:
+        raise Denied("job.released", "An output of this job was permitted already; submit a new job for another one.")
+
+
 def _lease_end(contract: Contract, now: int) -> int:
     return min(now + contract.lease_seconds, contract.expires)
 
@@ -199,6 +208,7 @@ def _check_purpose(request: Request, standing: Standing, *, now: int) -> None:
         return
     if request.sequence != 0:
         raise Denied("lease.sequence", "A first request for keys names lease sequence 0.")
+    check_unreleased(standing.permitted, request.instance)
     if request.purpose == "resume" and standing.job is None:
         raise Denied("job.unknown", "Only a run that was admitted before can be resumed; ask with purpose release.")
     if request.purpose == "release" and standing.job is not None and standing.job.checkpoint is not None:

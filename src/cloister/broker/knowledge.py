@@ -43,6 +43,7 @@ class Knowledge:
             state=self.contract_state(contract),
             job=self.job(job),
             instance=self.instance(instance),
+            permitted=self.permitted(job),
             newest=self.newest_assets(),
             witnessed=self.witnessed,
         )
@@ -64,6 +65,12 @@ class Knowledge:
     def instance(self, instance: bytes) -> Instance | None:
         row = self._state.row("instances", instance=instance.hex())
         return None if row is None else _instance(row)
+
+    def permitted(self, job: bytes) -> bytes | None:
+        """The instance of this job whose output has our permit."""
+        permits = {row["instance"] for row in self._state.rows("permits")}
+        own = [i.instance for i in self.instances(job=job.hex()) if i.instance.hex() in permits]
+        return own[0] if own else None
 
     def instances(self, **where: Any) -> list[Instance]:
         return [_instance(row) for row in self._state.rows("instances", **where)]

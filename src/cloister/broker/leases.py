@@ -91,7 +91,9 @@ class Leases:
             return session.once("lease", make, limit=self._core.limits.answers)
         except CloisterError as refusal:
             details = {"contract": request.contract.digest.hex(), "job": request.job.digest.hex()}
-            self._core.ledger.refuse("lease.refused", refusal, target=request.instance.hex(), details=details)
+            about = (request.contract.digest, "lease")
+            target = request.instance.hex()
+            self._core.ledger.refuse("lease.refused", refusal, target=target, details=details, about=about)
             raise
 
     def _signed(self, instance: Instance) -> str:

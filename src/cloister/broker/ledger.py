@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from ..audit import AuditLog, Outcome, Receipt, encode_event, event, parse_event, verify_checkpoint
 from ..crypto.merkle import verify_consistency
 from ..errors import CloisterError, Unavailable, Untrusted
 from .clock import Clock
+from .config import Limits
+from .refusals import About, Refusals
 from .state import Change, Intent, State
 
 __all__ = ["Ledger", "reconcile"]
@@ -22,43 +23,20 @@ __all__ = ["Ledger", "reconcile"]
 Details = Mapping[str, str | int]
 
 
-@dataclass
-class _Bucket:
-    """How many refusals were logged in the present minute, and how many only counted."""
-
-    minute: int = -1
-    logged: int = 0
-    suppressed: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def admit(self, now: int, limit: int) -> int | None:
-        """None: only count this one. Otherwise log it, together with the number that was counted before."""
-        with self.lock:
-            if now // 60 != self.minute:
-                self.minute, self.logged = now // 60, 0
-            if self.logged >= limit:
-                self.suppressed += 1
-                return None
-            self.logged += 1
-            before, self.suppressed = self.suppressed, 0
-            return before
-
-
 class Ledger:
     """Log and state together. ``actor`` is the party; ``log_key`` the public key that its log's heads verify with."""
 
     def __init__(
-        self, state: State, log: AuditLog, clock: Clock, *, actor: str, log_key: bytes, refusals_per_minute: int
+        self, state: State, log: AuditLog, clock: Clock, *, actor: str, log_key: bytes, limits: Limits
     ) -> None:
         self.state = state
         self.log = log
         self._clock = clock
         self._actor = actor
         self._log_key = log_key
-        self._limit = refusals_per_minute
         self._lock = threading.Lock()
         self._broken = False
-        self._refusals = _Bucket()
+        self._refusals = Refusals(limits)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -93,12 +71,13 @@ class Ledger:
         body = event(kind, actor=self._actor, target=target, outcome=outcome, details=details, now=self._clock())
         return self.log.append(encode_event(body))
 
-    def refuse(self, kind: str, error: CloisterError, *, target: str, details: Details) -> None:
+    def refuse(self, kind: str, error: CloisterError, *, target: str, details: Details, about: About | None) -> None:
         """Log a refusal with the whole reason: the owner's log says everything, the answer to an outsider doesn't.
 
         At most so many a minute are written, so that nobody fills the disk by being refused; the rest is counted.
+        ``about``: the contract behind the request, where its signatures were verified, and the stage; else None.
         """
-        before = self._refusals.admit(self._clock(), self._limit)
+        before = self._refusals.admit(about, now=self._clock())
         if before is not None:
             more: dict[str, str | int] = {"code": error.code, "reason": error.message, "suppressed_before": before}
             self.append(kind, target=target, details={**details, **more}, outcome="failure")

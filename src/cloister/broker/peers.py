@@ -10,6 +10,7 @@ from ..contracts import Card
 from ..crypto import canonical_json, parse_json
 from ..crypto.tls import connect_pinned
 from ..errors import Malformed, Misuse, Unavailable, error_from_wire
+from ..fields import Fields
 from .config import Limits, parse_listen
 from .state import State
 
@@ -37,8 +38,27 @@ class Peers:
     def post(self, card: Card, path: str, body: dict[str, Any]) -> Any:
         return self._exchange(card, "POST", path, canonical_json(body))
 
+    def revocation(self, card: Card, contract: bytes) -> str | None:
+        """The revocation of a contract that ``card``'s broker holds against it, not verified yet; None if it has none.
+
+        Raises Unavailable where nobody answers.
+        """
+        status, answer = self._ask(card, "GET", f"/cloister/v1/status/{contract.hex()}", None)
+        if status != 403 or not isinstance(answer, dict):
+            return None
+        return Fields(answer, "peer's answer").optional_text("revocation", limit=self._limits.peer_answer)
+
     def _exchange(self, card: Card, method: str, path: str, body: bytes | None) -> Any:
         """The parsed answer. Raises Unavailable where nobody answers, and what the peer refused with."""
+        status, answer = self._ask(card, method, path, body)
+        if status != 200:
+            raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
+        if not isinstance(answer, dict):
+            raise Malformed("peer.form", f"The broker of {card.name} answered with something else than an object.")
+        return answer
+
+    def _ask(self, card: Card, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
+        """(status, parsed answer)."""
         connection = http.client.HTTPConnection("broker", timeout=self._limits.peer_seconds)
         try:
             connection.sock = connect_pinned(self._dial(card.name), card.keys.tls_pin)
@@ -49,12 +69,7 @@ class Peers:
             raise Unavailable("peer.unreachable", f"The broker of {card.name} does not answer.") from None
         finally:
             connection.close()
-        answer = parse_json(data, limit=self._limits.peer_answer)
-        if response.status != 200:
-            raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
-        if not isinstance(answer, dict):
-            raise Malformed("peer.form", f"The broker of {card.name} answered with something else than an object.")
-        return answer
+        return response.status, parse_json(data, limit=self._limits.peer_answer)
 
     def _dial(self, name: str) -> socket.socket:
         row = self._state.row("peers", name=name)

@@ -20,8 +20,9 @@ from ..errors import CloisterError, Denied, Untrusted
 from ..fields import Fields
 from ..sealed import MANIFEST_TYPE, Manifest, check_dek
 from .core import Core
-from .decision import Instance
+from .decision import Instance, check_unreleased
 from .leases import live_run
+from .refusals import About
 from .state import ENTRY, Change
 
 __all__ = ["Permits"]
@@ -44,8 +45,21 @@ class Permits:
             return self._decide(envelope, manifest)
         except CloisterError as refusal:
             details = {"contract": (manifest.contract or b"").hex(), "job": (manifest.job or b"").hex()}
-            self._core.ledger.refuse("permit.refused", refusal, target=target, details=details)
+            about = self._signer_contract(envelope, manifest)
+            self._core.ledger.refuse("permit.refused", refusal, target=target, details=details, about=about)
             raise
+
+    def _signer_contract(self, envelope: Envelope, manifest: Manifest) -> About | None:
+        """Of the instance that signed the manifest, if we ever gave it a key: all others are strangers."""
+        try:
+            claimed = Fields(dict(manifest.terms), "output's terms").hex("instance", 16)
+            instance = self._core.knowledge.instance(claimed)
+            if instance is None:
+                return None
+            envelope.verify(MANIFEST_TYPE, [instance.signing])
+        except CloisterError:
+            return None  # decides only which bucket the refusal counts in
+        return instance.contract, "permit"
 
     def _decide(self, envelope: Envelope, manifest: Manifest) -> tuple[Envelope, Receipt]:
         core = self._core
@@ -59,6 +73,7 @@ class Permits:
                     raise Denied("permit.other", "This instance has a permit for another output already.")
                 receipt = core.ledger.log.receipt(given["entry"])
                 return self._signed(contract, instance, envelope.digest, given["issued"]), receipt
+            check_unreleased(core.knowledge.permitted(instance.job), instance_id)
             check_output(manifest, contract, self._job(contract, instance.job), instance_id)
             issued = core.clock()
             row = {"instance": instance_id.hex(), "output": envelope.digest.hex(), "issued": issued, "entry": ENTRY}

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..attestation import Binding, Claims, Evidence, Verifier, check_nonce, make_nonce, report_data, result_token
 from ..audit import Receipt
+from ..contracts import check_signatures
 from ..crypto import canonical_json, frame, hpke_seal, jwe_encrypt, random_bytes
 from ..errors import CloisterError, Denied, Malformed
 from ..fields import Fields
@@ -55,7 +56,7 @@ class KeyReleases:
             self._verifiers[request.tee]  # Denied for a platform that nobody here can judge
             decide_knock(request, self._standing(request), now=now)
         except CloisterError as refusal:
-            self._refuse("attest.refused", refusal, request)
+            self._refuse("attest.refused", refusal, request, "knock" if self._vouched(request) else None)
             raise
         nonce = make_nonce(self._binding(request).ctx(), random_bytes(32))
         cookie = self._sessions.open(request, nonce, now=now)
@@ -72,7 +73,7 @@ class KeyReleases:
         try:
             claims = self._verify(request, nonce, tee_pubkey, f)
         except CloisterError as refusal:
-            self._refuse("attest.refused", refusal, request)
+            self._refuse("attest.refused", refusal, request, "attest")
             raise
         details = {**_names(request), "attester": claims.attester, "level": claims.level, "tee": claims.tee}
         self._core.ledger.append("attest.ok", target=request.instance.hex(), details=details)
@@ -98,7 +99,7 @@ class KeyReleases:
             decide_release(request, attested.claims, self._standing(request), resource, now=self._core.clock())
             return self._answer(session, attested, resource)
         except CloisterError as refusal:
-            self._refuse("key.refused", refusal, request, resource=f"{kind}/{tag}"[:200])
+            self._refuse("key.refused", refusal, request, "key", resource=f"{kind}/{tag}"[:200])
             raise
 
     def _answer(self, session: Session, attested: Attested, resource: Resource) -> bytes:
@@ -198,10 +199,25 @@ class KeyReleases:
         sealed = hpke_seal(request.hpke, secret, info)
         return {"receipt": receipt.to_wire(), "sealed": base64.b64encode(sealed).decode()}
 
-    def _refuse(self, kind: str, refusal: CloisterError, request: Request | None, **more: str) -> None:
+    def _vouched(self, request: Request | None) -> bool:
+        """Whether our party and all others signed the contract behind a request: no stranger can make up such ones."""
+        parties = self._core.parties
+        if request is None or parties.card.name not in request.contract.parties:
+            return False
+        try:
+            check_signatures(request.contract, parties.pinned())
+        except CloisterError:
+            return False  # decides only which bucket the refusal counts in
+        return True
+
+    def _refuse(
+        self, kind: str, refusal: CloisterError, request: Request | None, stage: str | None, **more: str
+    ) -> None:
+        """``stage`` is None for a stranger; a session was vouched for when it was opened."""
         target = request.instance.hex() if request is not None else "unread request"
-        details = _names(request) if request is not None else {}
-        self._core.ledger.refuse(kind, refusal, target=target, details={**details, **more})
+        details = {**_names(request), **more} if request is not None else more
+        about = (request.contract.digest, stage) if request is not None and stage is not None else None
+        self._core.ledger.refuse(kind, refusal, target=target, details=details, about=about)
 
 
 def _names(request: Request) -> dict[str, str | int]:

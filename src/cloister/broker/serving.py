@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
 import resource
 import socket
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ..crypto.tls import make_certificate, server_context
 from ..errors import Internal, Unavailable
 from .config import Limits
+from .door import Door, Timed
 
 __all__ = ["OwnerOnly", "harden_process", "https_server", "listen_tcp", "listen_unix", "owner_server", "tls_context"]
 
@@ -96,18 +98,47 @@ class _Quiet(Server):
         yield
 
 
+class _Guarded(_Quiet):
+    """HTTPS behind a door: uvicorn serves what the door lets in, and does not accept by itself."""
+
+    def __init__(self, config: Config, context: ssl.SSLContext, limits: Limits) -> None:
+        super().__init__(config)
+        self._door = Door(self._protocol, context, limits)
+        self._accepting: list[asyncio.Task[None]] = []
+
+    def _protocol(self) -> Timed:
+        return Timed(self.config, self.server_state, {})
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.servers = []
+        for sock in sockets or ():
+            task = asyncio.ensure_future(self._door.accept(sock))
+            task.add_done_callback(self._closed)
+            self._accepting.append(task)
+        self.started = True
+
+    def _closed(self, _: asyncio.Task[None]) -> None:
+        self.should_exit = True  # a broker that accepts nobody must not look as if it served
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        self._door.close()
+        await super().shutdown(sockets)
+
+
 def https_server(app: Starlette, context: ssl.SSLContext, limits: Limits) -> Server:
-    return _server(
-        app, limits, limits.connections, http=H11Protocol, ssl_context_factory=lambda _config, _default: context
-    )
+    # The door counts the connections: uvicorn would answer 503 to whoever comes last.
+    return _Guarded(_config(app, limits, None, http=Timed), context, limits)
 
 
 def owner_server(app: Starlette, limits: Limits) -> Server:
-    return _server(app, limits, limits.admin_connections, http=OwnerOnly)
+    return _Quiet(_config(app, limits, limits.admin_connections, http=OwnerOnly))
 
 
-def _server(app: Starlette, limits: Limits, connections: int, **more: Any) -> Server:
-    config = Config(
+def _config(app: Starlette, limits: Limits, connections: int | None, **more: Any) -> Config:
+    return Config(
         app,
         lifespan="off",
         ws="none",
@@ -118,11 +149,11 @@ def _server(app: Starlette, limits: Limits, connections: int, **more: Any) -> Se
         server_header=False,
         date_header=False,
         limit_concurrency=connections,
+        timeout_keep_alive=math.ceil(limits.idle_seconds),
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=limits.header,
         **more,
     )
-    return _Quiet(config)
 
 
 async def serve_until(

@@ -68,7 +68,7 @@ def _first_entry(settings: Settings, vault: FileVault, card: Card, clock: Clock)
     try:
         log = _open_log(settings, card, keys, create=True)
         try:
-            ledger = Ledger(state, log, clock, actor=card.name, log_key=keys.receipt.public, refusals_per_minute=0)
+            ledger = Ledger(state, log, clock, actor=card.name, log_key=keys.receipt.public, limits=settings.limits)
             facts = {"card": card.envelope.to_bytes().decode(), "vault_revision": str(vault.revision)}
             with ledger.turn():
                 ledger.commit(

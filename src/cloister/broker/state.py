@@ -22,7 +22,7 @@ from sqlalchemy.exc import DatabaseError
 
 from ..crypto.merkle import EMPTY_ROOT
 from ..errors import Misuse, Unavailable, Untrusted
-from .tables import LOGGED, METADATA
+from .tables import HINTS, LOGGED, METADATA
 
 __all__ = ["ENTRY", "Change", "Intent", "Progress", "Row", "State"]
 
@@ -74,10 +74,15 @@ class State:
         engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10})
         event.listen(engine, "connect", _durable)
         state = cls(engine)
-        if create:
+        try:
             with state._transaction() as connection:
-                METADATA.create_all(connection)
-                _set_progress(connection, Progress(0, 0, EMPTY_ROOT))
+                # Only hints may be missing in an older home. A logged table that is gone is refused, never made anew.
+                METADATA.create_all(connection, None if create else [METADATA.tables[name] for name in HINTS])
+                if create:
+                    _set_progress(connection, Progress(0, 0, EMPTY_ROOT))
+        except BaseException:
+            state.close()
+            raise
         return state
 
     def close(self) -> None:

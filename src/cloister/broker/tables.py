@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Integer, MetaData, Table, Text
 
-__all__ = ["LOGGED", "METADATA"]
+__all__ = ["HINTS", "LOGGED", "METADATA"]
 
 METADATA = MetaData()
 
@@ -24,8 +24,11 @@ Table("progress", METADATA, _text("name", key=True), _text("value"))
 Table("intents", METADATA, Column("revision", Integer, primary_key=True, autoincrement=False), _text("changes"))
 
 # Not logged: address hints, and the newest heads of other parties' logs.
+HINTS = ("peers", "heads", "told")
 Table("peers", METADATA, _text("name", key=True), _text("address"))
 Table("heads", METADATA, _text("party", key=True), _text("note"))
+# Who acknowledged the revocation of which contract. Lost rows cost a repeated notice, nothing else.
+Table("told", METADATA, _text("contract", key=True), _text("party", key=True), _number("at"))
 
 _LOGGED = [
     # ``card``: the party's own; ``compromised``: whether it has declared its own keys lost; ``vault_revision``.

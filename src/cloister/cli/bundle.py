@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..client import ASSURANCE, Verified, operations
+from ..client import ASSURANCE, Pulled, Verified, operations
 from ..errors import CloisterError, Misuse
 from .options import As, HomeFolder, Json, ShowProgress, at_home, read_file
-from .terminal import Bars, result
+from .terminal import Bars, columns, result
 
 __all__ = ["register"]
 
@@ -34,14 +35,26 @@ def pull(
         acting = party or (owner if owner in place.parties() else place.choose(None))
         with Bars(progress) as bars:
             pulled = operations.pull(place, output, to, acting, progress=bars)
-    lines = [*_verdict(pulled.verified), f"{len(pulled.files)} file(s) are in {to}."]
+    lines = [*_verdict(pulled.verified), *_made(pulled), f"{len(pulled.files)} file(s) are in {to}."]
     result(pulled.document(), lines, as_json=as_json)
+
+
+def _made(pulled: Pulled) -> list[str]:
+    """Which run this is of, and its figures: another one of the same name may have been expected."""
+    verified = pulled.verified
+    when = datetime.datetime.fromtimestamp(verified.permitted, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    figures = [(metric, f"base {base}", f"tuned {tuned}") for metric, (base, tuned) in pulled.figures.items()]
+    return [f"Made by job {verified.job}, let out {when}.", *columns(figures)]
 
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that 'cloister pull' wrote.")],
     trust: Annotated[
         list[Path] | None, typer.Option("--trust", help="A card that you compared; may be given several times.")
+    ] = None,
+    contract: Annotated[
+        str | None,
+        typer.Option("--contract", help="The contract that it must be under: its digest, the beginning, or its name."),
     ] = None,
     party: As = None,
     home: HomeFolder = None,
@@ -52,7 +65,7 @@ def verify(
     pins = {card.name: card for card in cards}
     if not pins:
         pins = _pins_of_party(home, party)
-    verified = operations.verify_bundle(folder, pins)
+    verified = operations.verify_bundle(folder, pins, expected_contract=contract)
     result(verified.document(), _verdict(verified), as_json=as_json)
 
 

@@ -23,7 +23,7 @@ Reference = Annotated[str, typer.Argument(help="A job's digest, or its beginning
 @job.command("submit")
 def submit(
     recipe: Annotated[Path, typer.Argument(help="recipe.yaml; 'cloister recipe init' writes one.")],
-    contract: Annotated[str, typer.Option("--contract", help="A contract's name, digest or the digest's beginning.")],
+    contract: Annotated[str, typer.Option("--contract", help="A contract's digest, its beginning, or its name.")],
     output: Annotated[str | None, typer.Option("--output", help="Which of the contract's outputs it makes.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Watch it to its end.")] = False,
     party: As = None,
@@ -59,7 +59,8 @@ def follow_job(
 
 def _follow(place: Home, acting: str, digest: str, progress: bool, as_json: bool) -> None:
     with Bars(progress) as bars:
-        outcome = operations.follow(place.control(acting), digest, progress=bars, on_code=bars.say)
+        pins = place.agent(acting).pinned_cards()
+        outcome = operations.follow(place.control(acting), digest, progress=bars, on_code=bars.say, pins=pins)
     if not outcome.succeeded:
         raise _why(outcome)
     result(outcome.document(), _outcome_lines(outcome), as_json=as_json)
@@ -81,14 +82,21 @@ def _why(outcome: Outcome) -> CloisterError:
 
 
 def _outcome_lines(outcome: Outcome) -> list[str]:
-    rows: list[tuple[object, ...]] = []
-    for gate in outcome.gates:
-        verdict = "passed" if gate.get("passed") else "NOT PASSED"
-        rows.append((gate.get("metric", "?"), f"base {gate.get('base', '?')}", f"tuned {gate.get('tuned', '?')}",
-                     f"gate +{gate.get('margin', '?')} {verdict}"))  # fmt: skip
-    name = outcome.job["output"]
-    pull = f"Recipients ({', '.join(outcome.recipients)}) pull it: cloister pull {name} --to FOLDER"
-    return ["The run succeeded.", *columns(rows), pull]
+    rows: list[tuple[object, ...]] = [
+        ("gate", gate["metric"], f"at least {gate['margin']} above the base",
+         "passed" if gate["passed"] is True else "NOT PASSED")
+        for gate in outcome.gates
+    ]  # fmt: skip
+    rows += [("telemetry", name, f"last {value}") for name, value in sorted(outcome.values.items())]
+    recipients = ", ".join(outcome.recipients)
+    pull = f"Recipients ({recipients}) get the figures and the files: cloister pull {outcome.job['output']} --to FOLDER"
+    return [_verdict(outcome), *columns(rows), pull]
+
+
+def _verdict(outcome: Outcome) -> str:
+    if outcome.verified is None:
+        return "The control plane says that the run succeeded; nothing was verified here."
+    return "The run succeeded: its release record verifies against the cards pinned here."
 
 
 @job.command("list")

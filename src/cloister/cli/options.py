@@ -12,7 +12,7 @@ import typer
 from ..client import Home, default_home
 from ..errors import Misuse
 
-__all__ = ["As", "HomeFolder", "Json", "PassphraseFile", "ShowProgress", "Yes", "at_home", "read_file"]
+__all__ = ["As", "Full", "HomeFolder", "Json", "PassphraseFile", "ShowProgress", "Yes", "at_home", "read_file"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for errors too.")]
 HomeFolder = Annotated[
@@ -21,6 +21,7 @@ HomeFolder = Annotated[
 ]
 As = Annotated[str | None, typer.Option("--as", help="The party that acts; needed where several live here.")]
 ShowProgress = Annotated[bool, typer.Option("--progress", help="Draw progress bars even if stderr is no terminal.")]
+Full = Annotated[bool, typer.Option("--full", help="Show digests and long texts in full.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 PassphraseFile = Annotated[
     Path | None,

@@ -7,6 +7,7 @@ stdout carries exactly one JSON object, for errors too.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,12 +24,15 @@ from ..errors import CloisterError, Misuse
 __all__ = ["Bars", "ask", "clean", "columns", "fail", "note", "result", "spinner"]
 
 _WIDTH = 12
+_CELL = 200  # characters; longer ones end in an ellipsis
+_STEERING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # control, format with direction marks, halves, line, paragraph
 _BYTES = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def clean(text: object) -> str:
-    """Without control and direction characters: words that came from elsewhere must not steer this terminal."""
-    return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf") else "?" for c in str(text))
+    """One line without control and direction characters: words that came from elsewhere must not steer this terminal,
+    nor look like lines of ours."""
+    return "".join("?" if unicodedata.category(c) in _STEERING else c for c in str(text))
 
 
 def note(text: str) -> None:
@@ -39,7 +43,7 @@ def note(text: str) -> None:
 def result(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
     """What the command is for: one JSON object, or lines for people."""
     if as_json:
-        print(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False))
+        print(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=True))
         return
     for line in lines:
         print(clean(line))
@@ -48,16 +52,22 @@ def result(document: Mapping[str, Any], lines: Iterable[str], *, as_json: bool) 
 def fail(error: CloisterError, *, as_json: bool) -> int:
     """Say what is wrong, in one sentence, and return the exit code."""
     if as_json:
-        print(json.dumps({"error": error.to_wire()}, indent=2, sort_keys=True, ensure_ascii=False))
+        print(json.dumps({"error": error.to_wire()}, indent=2, sort_keys=True, ensure_ascii=True))
     print(f"cloister: {clean(error.message)}", file=sys.stderr)
     return error.exit_code
 
 
-def columns(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Rows as aligned text."""
-    texts = [[clean(cell) for cell in row] for row in rows]
+def columns(rows: Sequence[Sequence[object]], *, full: bool = False) -> list[str]:
+    """Rows as aligned text, one line each. ``full`` leaves long cells whole."""
+    texts = [[_cell(cell, full) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in texts if i < len(row)) for i in range(max(map(len, texts), default=0))]
     return ["  ".join(cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip() for row in texts]
+
+
+def _cell(value: object, full: bool) -> str:
+    # Without runs of spaces: a terminal that wraps a padded cell would show its rest like a row of its own.
+    text = re.sub(r"(?<=\S)\s{2,}", " ", clean(value))
+    return text if full or len(text) <= _CELL else f"{text[: _CELL - 1]}…"
 
 
 def ask(question: str, *, yes: bool) -> None:
@@ -66,7 +76,7 @@ def ask(question: str, *, yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise Misuse("terminal.question", "Nobody is here to be asked; look at it first, then add --yes.")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{clean(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Misuse("terminal.declined", "Nothing was done.")
 
@@ -88,13 +98,13 @@ class Bars:
     def __init__(self, wanted: bool) -> None:
         console = Console(stderr=True, force_terminal=True if wanted and not sys.stderr.isatty() else None)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # no markup: words from elsewhere might be links
             BarColumn(),
-            TextColumn("{task.fields[amount]}"),
+            TextColumn("{task.fields[amount]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             console=console,
             disable=not (wanted or sys.stderr.isatty()),
         )

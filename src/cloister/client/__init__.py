@@ -2,7 +2,8 @@
 
 The tour: ``supervisor`` (``Home``: the parts of one machine), ``startup``, ``agent`` (a party's own broker),
 ``control`` (the control plane), then what people do, gathered in ``operations``: ``parties``, ``sealing`` over
-``files``, ``agreements`` over ``proposal`` and ``describe``, ``jobs``, ``pulling``, ``logs``, ``verify``.
+``files``, ``drafting`` over ``proposal``, ``agreements`` over ``references``, ``drafts``, ``known`` and ``describe``,
+``installation``, ``jobs``, ``pulling``, ``logs``, ``verify``.
 """
 
 from . import operations
@@ -11,6 +12,7 @@ from .agreements import Agreement
 from .control import ControlClient, Signer
 from .describe import ASSURANCE
 from .jobs import Outcome
+from .known import KnownContract
 from .logs import LogCheck
 from .parties import Created
 from .progress import Progress, Step, silent
@@ -25,6 +27,7 @@ __all__ = [
     "ControlClient",
     "Created",
     "Home",
+    "KnownContract",
     "LogCheck",
     "Outcome",
     "OwnerAgent",

@@ -101,6 +101,10 @@ class OwnerAgent:
     def sign_contract(self, contract: Envelope) -> Envelope:
         return _envelope(self._document("/v1/contracts/sign", {"contract": _text(contract)}, "contract"))
 
+    def contracts(self) -> list[Any]:
+        """Every contract that the broker knows; ``known`` reads them."""
+        return list(dict(self._get("/v1/contracts"))["contracts"])
+
     def store_contract(self, contract: Envelope) -> None:
         self._post("/v1/contracts", {"contract": _text(contract)})
 

@@ -1,39 +1,45 @@
-"""Contracts from the parties' side: propose, look at, sign, revoke."""
+"""Contracts from the parties' side: look at, sign, revoke.
+
+The control plane stores them and is trusted for that alone. What is signed, revoked or run is chosen among contracts
+that were drafted in this home or that a party's own broker knows; any other one is named by its whole digest.
+"""
 
 from __future__ import annotations
 
-import re
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..contracts import CONTRACT_TYPE, Card, Contract, Terms, contract_document, read_contract
-from ..crypto import Envelope, canonical_json
+from ..contracts import CONTRACT_TYPE, Contract, read_contract
+from ..crypto import Envelope
 from ..errors import CloisterError, Misuse, Untrusted
-from ..sealed import Manifest, verify_manifest
 from .control import ControlClient
 from .describe import describe
-from .proposal import read_draft
+from .drafts import Draft, drafts
+from .known import KnownContract, find_known, known_contracts
+from .references import check_answer, choose, is_beginning, is_digest
 from .supervisor import Home
 
 __all__ = [
     "Agreement",
+    "contract_to_revoke",
+    "contract_to_run",
+    "contract_to_sign",
     "find_contract",
     "list_contracts",
-    "new_contract",
+    "read_agreement",
     "revoke_contract",
     "show_contract",
     "sign_contract",
 ]
 
-_USES = {"dataset": "data", "model": "base"}
-_PREFIX = re.compile(r"[0-9a-f]{4,64}")
-
 
 @dataclass(frozen=True)
 class Agreement:
-    """A contract as the control plane has it now. ``stored_with``: local parties whose brokers got the signed whole."""
+    """A contract as the control plane has it now. ``stored_with``: local parties whose brokers got the signed whole.
+
+    ``asked``: the reference by which it was found. ``state`` and ``reason`` are the control plane's word.
+    """
 
     contract: Contract
     state: str
@@ -41,10 +47,15 @@ class Agreement:
     signed: tuple[str, ...]
     missing: tuple[str, ...]
     stored_with: tuple[str, ...] = ()
+    asked: str = ""
 
     @property
     def summary(self) -> list[tuple[str, str]]:
-        return describe(self.contract)
+        return self.rows()
+
+    def rows(self, here: Mapping[str, str] | None = None, *, full: bool = False) -> list[tuple[str, str]]:
+        """The contract in words; ``here``: what runs here, to compare its platform with (``this_node``)."""
+        return describe(self.contract, here=here, full=full)
 
     def document(self) -> dict[str, Any]:
         return {
@@ -56,107 +67,37 @@ class Agreement:
             "signed": list(self.signed),
             "state": self.state,
             "stored_with": list(self.stored_with),
-            "summary": [{"what": what, "value": value} for what, value in self.summary],
+            "summary": [{"what": what, "value": value} for what, value in self.rows(full=True)],
         }
 
 
-def _agreement(answer: dict[str, Any], stored_with: tuple[str, ...] = ()) -> Agreement:
+def read_agreement(answer: dict[str, Any], asked: str, stored_with: tuple[str, ...] = ()) -> Agreement:
+    """The control plane's answer about the contract ``asked``, a name or whole digest. Raises Untrusted for another."""
     contract = read_contract(Envelope.from_bytes(str(answer["contract"]).encode()))
-    if contract.digest.hex() != answer["digest"]:
-        raise Untrusted("contract.answer", "The control plane answered with another contract than it says.")
-    parts = tuple(answer["signed"]), tuple(answer["missing"])
-    return Agreement(contract, str(answer["state"]), answer["reason"], *parts, stored_with)
+    check_answer(contract, asked)
+    # Who signed is looked up, not believed. By the document's own keys: brokers compare those with the pinned ones.
+    signed = tuple(name for name in sorted(contract.parties) if _has_signed(contract, name))
+    missing = tuple(sorted(set(contract.parties) - set(signed)))
+    reason = None if answer["reason"] is None else str(answer["reason"])
+    return Agreement(contract, str(answer["state"]), reason, signed, missing, stored_with, asked)
+
+
+def _has_signed(contract: Contract, party: str) -> bool:
+    try:
+        contract.envelope.verify(CONTRACT_TYPE, [contract.parties[party].signing])
+    except Untrusted:
+        return False
+    return True
 
 
 def find_contract(client: ControlClient, reference: str) -> Agreement:
-    """By name (the highest serial), digest or a digest's unique beginning. Raises Misuse."""
-    try:
-        return _agreement(client.contract(reference))
-    except Misuse as error:
-        if error.code != "contract.unknown" or not _PREFIX.fullmatch(reference):
-            raise
-    found = [c["digest"] for c in client.contracts() if c["digest"].startswith(reference)]
-    if len(found) != 1:
-        what = "No contract's" if not found else "More than one contract's"
-        raise Misuse("contract.unknown", f"{what} digest begins so; 'cloister contract list' shows them.")
-    return _agreement(client.contract(found[0]))
-
-
-def new_contract(home: Home, text: str | bytes, *, folder: Path, party: str | None = None) -> Agreement:
-    """Turn ``contract.yaml`` into a proposal that every party can look at and sign.
-
-    ``folder`` is where manifest files that it names are looked for. Raises Misuse for what is missing or misspelt.
-    """
-    now = int(time.time())
-    draft = read_draft(text, now=now)
-    here = home.parties()
-    proposer = home.choose(party or next((p for p in draft.parties if p in here), None))
-    client, agent = home.control(proposer), home.agent(proposer)
-    pinned = agent.pinned_cards()
-    for name in draft.parties:
-        if name not in pinned:
-            raise Misuse(
-                "contract.unpinned", f"{proposer} has not pinned the card of {name}; use 'cloister org trust'."
-            )
-    cards = {name: pinned[name] for name in draft.parties}
-    assets = [_asset(home, client, cards, entry, folder) for entry in draft.assets]
-    platform = draft.platform_document(client.info()["node"])
-    serial = 1 + max((int(c["serial"]) for c in client.contracts() if c["name"] == draft.name), default=0)
-    fields = {**draft.fields, "assets": assets, "platform": platform, "serial": serial}
-    envelope = Envelope(CONTRACT_TYPE, canonical_json(contract_document(fields, cards)))
-    read_contract(envelope)  # what no reader takes is not proposed
-    return _agreement(client.offer(envelope))
-
-
-def _asset(home: Home, client: ControlClient, cards: dict[str, Card], entry: str, folder: Path) -> dict[str, Any]:
-    """The contract's entry of an asset: the newest version of a name, or the manifest file that its owner sent."""
-    manifest, envelope = (
-        _from_file(cards, folder / entry) if entry.endswith(".json") else _newest(home, client, cards, entry)
-    )
-    use = _USES.get(manifest.asset_class)
-    if use is None:
-        raise Misuse("contract.asset", f"{manifest.name} is neither a dataset nor a model.")
-    terms = Terms.read(manifest.terms.get("terms"))
-    return {
-        "digest": envelope.digest.hex(),
-        "name": manifest.name,
-        "owner": manifest.owner,
-        "terms": terms.document(),
-        "use": use,
-    }
-
-
-def _newest(home: Home, client: ControlClient, cards: dict[str, Card], name: str) -> tuple[Manifest, Envelope]:
-    owner = name.partition("/")[0]
-    if owner not in cards:
-        raise Misuse("contract.asset", f"The asset {name} belongs to none of the contract's parties.")
-    agents = home.running_agents()
-    if owner in agents:
-        client = home.control(owner)
-        known = [a for a in agents[owner].assets() if a["name"] == name]
-    else:
-        known = client.assets(name)
-    if not known:
-        away = "" if owner in agents else " that you may see; ask its owner for the manifest file and name that"
-        raise Misuse("contract.asset", f"There is no asset {name}{away or '; seal it first'}.")
-    digest = str(max(known, key=lambda a: int(a["version"]))["digest"])
-    envelope = client.manifest(digest)
-    return _verified(envelope, cards[owner], bytes.fromhex(digest)), envelope
-
-
-def _from_file(cards: dict[str, Card], path: Path) -> tuple[Manifest, Envelope]:
-    try:
-        envelope = Envelope.from_bytes(path.read_bytes())
-    except OSError:
-        raise Misuse("contract.manifest", f"The manifest file {path.name} can't be read.") from None
-    owner = Manifest.from_payload(envelope.payload).owner
-    if owner not in cards:
-        raise Misuse("contract.asset", f"The manifest {path.name} belongs to none of the contract's parties.")
-    return _verified(envelope, cards[owner], envelope.digest), envelope
-
-
-def _verified(envelope: Envelope, card: Card, digest: bytes) -> Manifest:
-    return verify_manifest(envelope, expected_digest=digest, signer_keys=[card.keys.signing], owner=card.name)
+    """To look at: by digest, a digest's unique beginning, or name (the highest serial). Raises Misuse, Untrusted."""
+    if is_beginning(reference) and not is_digest(reference):
+        found = sorted({d for c in client.contracts() if (d := str(c["digest"])).startswith(reference)})
+        if len(found) > 1:
+            raise Misuse("contract.ambiguous", "More than one contract's digest begins so; write more of it.")
+        reference = found[0] if found else reference
+    return read_agreement(client.contract(reference), reference)
 
 
 def show_contract(home: Home, reference: str, party: str | None = None) -> Agreement:
@@ -167,20 +108,63 @@ def list_contracts(home: Home, party: str | None = None) -> list[dict[str, Any]]
     return home.control(home.choose(party)).contracts()
 
 
+# --- signing --------------------------------------------------------------------------------------------------------
+
+
+def contract_to_sign(home: Home, reference: str, party: str) -> Agreement:
+    """The contract that ``reference`` may mean to somebody who is about to sign it.
+
+    A name, or a digest's beginning, means one that was drafted in this home or that a party of it signed before. What
+    anybody else proposed is named by its whole digest, after comparing that with them. Raises Misuse
+    ``contract.compare``, which says the digest, for anything else.
+    """
+    client = home.control(party)
+    chosen = choose(_vouched(home), reference)
+    if chosen is None:
+        found = find_contract(client, reference)
+        if found.contract.digest.hex() != reference:
+            raise _compare(found.contract)
+        return found
+    if chosen.name == reference and chosen.digest in {k.digest for k in known_contracts(home.agent(party))}:
+        newest = find_contract(client, reference)
+        if newest.contract.serial > chosen.serial:
+            raise _compare(newest.contract)  # signing the old one again would look like signing this one
+    return read_agreement(client.contract(chosen.digest), chosen.digest)
+
+
 def sign_contract(home: Home, agreement: Agreement, party: str) -> Agreement:
     """Have the party's broker sign exactly the contract that was shown, and share the signature.
 
-    Once it is whole, it is stored with every party's broker that lives here. Signing twice changes nothing.
+    Once it is whole, it is stored with every party's broker that lives here. Signing twice changes nothing. Raises
+    Misuse ``contract.compare`` for a contract of somebody else's that was not asked for by its whole digest.
     """
     contract = agreement.contract
+    digest = contract.digest.hex()
     if party not in contract.parties:
         raise Misuse("contract.party", f"{party} is no party to this contract.")
+    if agreement.asked != digest and digest not in {one.digest for one in _vouched(home)}:
+        raise _compare(contract)
     signed = home.agent(party).sign_contract(contract.envelope)
     if signed.payload != contract.envelope.payload:
         raise Untrusted("contract.signed", "The broker signed another document than the one that was shown.")
     answer = home.control(party).offer(signed)
-    result = _agreement(answer)
-    return _agreement(answer, _store_everywhere(home, result.contract)) if not result.missing else result
+    result = read_agreement(answer, digest)
+    return result if result.missing else read_agreement(answer, digest, _store_everywhere(home, result.contract))
+
+
+def _vouched(home: Home) -> list[Draft | KnownContract]:
+    """What this home drafted, and what its parties signed."""
+    return [*drafts(home.path), *(k for agent in home.running_agents().values() for k in known_contracts(agent))]
+
+
+def _compare(contract: Contract) -> Misuse:
+    digest = contract.digest.hex()
+    return Misuse(
+        "contract.compare",
+        f"{contract.name} serial {contract.serial} was not drafted in this home: compare its digest {digest} with "
+        "whoever proposed it, look at it with 'cloister contract show', then sign it by that digest.",
+        digest=digest,
+    )
 
 
 def _store_everywhere(home: Home, contract: Contract) -> tuple[str, ...]:
@@ -192,13 +176,61 @@ def _store_everywhere(home: Home, contract: Contract) -> tuple[str, ...]:
     return tuple(stored)
 
 
-def revoke_contract(home: Home, agreement: Agreement, party: str, reason: str) -> dict[str, Any]:
-    """End a contract, alone and at once. The party's own broker is what counts; telling the others is best effort."""
-    digest = agreement.contract.digest
-    revocation, reached = home.agent(party).revoke(digest, reason)
-    result = {"contract": digest.hex(), "name": agreement.contract.name, "party": party, **reached}
+# --- running under one, and ending it -------------------------------------------------------------------------------
+
+
+def contract_to_run(home: Home, reference: str, party: str) -> Contract:
+    """The contract for a job: by name the newest serial that the party's own broker has complete.
+
+    A newer one that the party signed, and that the others have signed since, is given to the broker first. One that
+    nobody else signed yet is returned only if there is no other, for the broker to say who is missing. Raises Misuse.
+    """
+    agent, client = home.agent(party), home.control(party)
+    known = known_contracts(agent)
+    complete = choose([one for one in known if one.complete], reference)
+    signed = choose(known, reference)
+    if signed is None:
+        if is_digest(reference):  # named exactly: the broker checks every signature before it signs a job under it
+            return find_contract(client, reference).contract
+        return find_known(agent, reference).contract
+    if not signed.complete:
+        try:
+            merged = read_agreement(client.contract(signed.digest), signed.digest)
+        except Misuse:
+            if complete is None:
+                raise
+        else:
+            if not merged.missing:
+                agent.store_contract(merged.contract.envelope)
+            if not merged.missing or complete is None:
+                return merged.contract
+    return (complete or signed).contract
+
+
+def contract_to_revoke(home: Home, reference: str, party: str) -> KnownContract:
+    """Among the contracts that the party's own broker knows; by name the newest serial that the party signed."""
+    return find_known(home.agent(party), reference)
+
+
+def revoke_contract(home: Home, agreement: Agreement | KnownContract, party: str, reason: str) -> dict[str, Any]:
+    """End a contract, alone and at once. The party's own broker is what counts; telling the others is best effort.
+
+    ``in_force``: serials of the same name that this does not end.
+    """
+    contract, agent = agreement.contract, home.agent(party)
+    revocation, reached = agent.revoke(contract.digest, reason)
+    others = [k for k in known_contracts(agent) if k.name == contract.name and k.complete]
+    newest = max((k.serial for k in others), default=0)
+    result = {
+        "contract": contract.digest.hex(),
+        "in_force": [k.digest for k in others if k.serial == newest and k.revoked_by is None],
+        "name": contract.name,
+        "party": party,
+        "serial": contract.serial,
+        **reached,
+    }
     try:
-        home.control(party).report_revocation(digest.hex(), revocation)
+        home.control(party).report_revocation(contract.digest.hex(), revocation)
     except CloisterError as error:
         return {**result, "control": error.message}
     return {**result, "control": "told"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 
 from ..contracts import Contract, Terms
 
@@ -16,15 +17,22 @@ ASSURANCE = {
 }
 
 
-def describe(contract: Contract) -> list[tuple[str, str]]:
-    """(what, in words) rows, in the order in which one would ask."""
+def describe(contract: Contract, *, here: Mapping[str, str] | None = None, full: bool = False) -> list[tuple[str, str]]:
+    """(what, in words) rows, in the order in which one would ask.
+
+    ``here``: this installation's ``agent`` and ``measurement``, to compare the contract's platform with; ``full``:
+    digests in full. The contract's own digest always is: it is what people compare.
+    """
     platform, recipes = contract.platform, contract.recipes
     rows = [
-        ("contract", f"{contract.name}, serial {contract.serial}, {contract.digest.hex()[:16]}…"),
+        ("contract", f"{contract.name}, serial {contract.serial}"),
+        ("digest", contract.digest.hex()),
         ("parties", ", ".join(sorted(contract.parties))),
         ("purpose", contract.purpose),
     ]
-    rows += [("uses", f"{a.name} as {a.use}, {a.digest.hex()[:16]}…, {_terms(a.terms)}") for a in contract.assets]
+    rows += [
+        ("uses", f"{a.name} as {a.use}, {_short(a.digest.hex(), full)}, {_terms(a.terms)}") for a in contract.assets
+    ]
     rows += [("leaves", f"{o.name} as {o.form}, to {', '.join(o.recipients)} alone") for o in contract.outputs]
     rows += [
         ("telemetry", ", ".join(contract.telemetry) or "no figures leave while a run goes on"),
@@ -33,14 +41,29 @@ def describe(contract: Contract) -> list[tuple[str, str]]:
                  f"up to {recipes.max_epochs} epochs"),
         ("rows", _memorization(contract)),
         ("assurance", ASSURANCE[platform.assurance]),
-        ("workload", ", ".join(_short(m) for m in platform.measurements) or "none permitted"),
-        ("agent", ", ".join(_short(m) for m in platform.agents) or "none permitted"),
-        ("attester", ", ".join(_short(m) for m in platform.attesters) or "none permitted"),
+        *_permitted("workload", platform.measurements, here, "measurement", full),
+        *_permitted("agent", platform.agents, here, "agent", full),
+        *_permitted("attester", platform.attesters, None, "attester", full),
         ("regions", ", ".join(platform.regions) or "any"),
         ("stops", f"within {contract.lease_seconds} seconds after any one party revokes"),
         ("in force", f"{_day(contract.not_before)} to {_day(contract.expires)}"),
     ]  # fmt: skip
     return rows
+
+
+def _permitted(
+    what: str, digests: tuple[str, ...], here: Mapping[str, str] | None, key: str, full: bool
+) -> list[tuple[str, str]]:
+    """A row for each digest: one that is not this installation's must not hide behind one that is."""
+    return [(what, _short(d, full) + _compared(d, here, key)) for d in digests] or [(what, "none permitted")]
+
+
+def _compared(digest: str, here: Mapping[str, str] | None, key: str) -> str:
+    if here is None:
+        return ""
+    if key not in here:
+        return ", nothing runs here to compare it with"
+    return ", matches this installation" if here[key] == digest else ", does NOT match this installation"
 
 
 def _memorization(contract: Contract) -> str:
@@ -55,8 +78,8 @@ def _terms(terms: Terms) -> str:
     return f"{terms.sensitivity}, {licences}, may leave as {'/'.join(terms.forms)}"
 
 
-def _short(digest: str) -> str:
-    return f"{digest[:16]}…"
+def _short(digest: str, full: bool) -> str:
+    return digest if full else f"{digest[:16]}…"
 
 
 def _day(when: int) -> str:

@@ -4,8 +4,18 @@
 return frozen records with ``document()`` for programs.
 """
 
-from .agreements import find_contract, list_contracts, new_contract, revoke_contract, show_contract, sign_contract
+from .agreements import (
+    contract_to_revoke,
+    contract_to_sign,
+    find_contract,
+    list_contracts,
+    revoke_contract,
+    show_contract,
+    sign_contract,
+)
 from .convert import convert_llama2c
+from .drafting import new_contract
+from .installation import platform_matches, this_node
 from .jobs import cancel_job, check_recipe, find_job, follow, list_jobs, submit
 from .logs import show_log, verify_log
 from .parties import create_party, list_parties, parse_card, publish, trust, unlock
@@ -17,6 +27,8 @@ from .verify import verify_bundle
 __all__ = [
     "cancel_job",
     "check_recipe",
+    "contract_to_revoke",
+    "contract_to_sign",
     "convert_llama2c",
     "create_party",
     "down",
@@ -28,6 +40,7 @@ __all__ = [
     "list_parties",
     "new_contract",
     "parse_card",
+    "platform_matches",
     "publish",
     "pull",
     "revoke_contract",
@@ -37,6 +50,7 @@ __all__ = [
     "show_log",
     "sign_contract",
     "submit",
+    "this_node",
     "trust",
     "unlock",
     "up",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,22 @@ __all__ = ["Pulled", "pull"]
 
 _CHUNK = 4 << 20
 _RECORD = 16 << 20
+_EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """What lies in ``folder`` now: a bundle that ``verify`` accepts."""
+    """What lies in ``folder`` now: a bundle that ``verify`` accepts. ``figures``: metric → (base, tuned), decimal text,
+    as the workload's own signed evaluation says."""
 
     folder: Path
     files: tuple[str, ...]
     verified: Verified
+    figures: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        return {"files": list(self.files), "folder": str(self.folder), **self.verified.document()}
+        figures = {metric: {"base": base, "tuned": tuned} for metric, (base, tuned) in self.figures.items()}
+        return {"figures": figures, "files": list(self.files), "folder": str(self.folder), **self.verified.document()}
 
 
 def pull(home: Home, output: str, to: Path, party: str, *, progress: Progress = silent) -> Pulled:
@@ -56,8 +60,24 @@ def pull(home: Home, output: str, to: Path, party: str, *, progress: Progress = 
             sealed.require_complete()
         (draft / RELEASE_FILE).write_bytes(record)
         verified = verify_bundle(draft, pins)
+        figures = _figures(draft / _EVALUATION)
         _publish(draft, to)
-    return Pulled(to, files, verified)
+    return Pulled(to, files, verified, figures)
+
+
+def _figures(path: Path) -> dict[str, tuple[str, str]]:
+    """Of the untouched base and of the tuned model; the file is one that the workload signed."""
+    if not path.is_file():
+        return {}
+    evaluation = parse_json(path.read_bytes(), limit=_RECORD)
+    if not isinstance(evaluation, dict):
+        raise Malformed("pull.evaluation", "The output's evaluation can't be read; update the client.")
+    pairs = {metric: (evaluation.get(f"base_{metric}"), tuned) for metric, tuned in sorted(evaluation.items())}
+    return {
+        metric: (base, tuned)
+        for metric, (base, tuned) in pairs.items()
+        if isinstance(base, str) and isinstance(tuned, str)
+    }
 
 
 def _check_target(to: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..crypto import parse_json
 from ..errors import Misuse, Unavailable, error_from_wire
-from .supervisor import Home
+from .supervisor import Home, check_owner
 
 __all__ = ["down", "run_in_foreground", "up"]
 
@@ -32,6 +33,18 @@ def _make_folder(path: Path) -> None:
         raise Misuse(
             "home.folder", "The home folder can't be made; choose another with --home or $CLOISTER_HOME."
         ) from None
+    check_owner(path)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """To append to, for its owner alone. A link in its place is not followed: it might lead to anybody's file."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+        os.fchmod(fd, 0o600)  # one of an earlier version may be wider
+    except OSError:
+        raise Misuse("home.log", f"{path.name} in the home is no plain file of yours; remove it.") from None
+    return os.fdopen(fd, "ab")
 
 
 def up(home: Home, *, single_user: bool = False) -> tuple[dict[str, Any], bool]:
@@ -39,7 +52,7 @@ def up(home: Home, *, single_user: bool = False) -> tuple[dict[str, Any], bool]:
     if home.running():
         return home.status(), False
     _make_folder(home.path)
-    with (home.path / "supervisor.log").open("ab") as log:
+    with _open_log(home.path / "supervisor.log") as log:
         process = subprocess.Popen(
             _command(home, single_user),
             stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..errors import Malformed, Misuse, Unavailable, error_from_wire
 from .agent import OwnerAgent
 from .control import ControlClient
 
-__all__ = ["Home", "default_home"]
+__all__ = ["Home", "check_owner", "default_home"]
 
 _LINE = 1 << 20
 _SECONDS = 180.0  # starting a party runs Argon2 and asks its peers
@@ -24,6 +25,22 @@ def default_home(environment: Mapping[str, str] = os.environ) -> Path:
     if named := environment.get("CLOISTER_HOME"):
         return Path(named).absolute()
     return Path("/var/lib/cloister") if os.geteuid() == 0 else Path.home() / ".local" / "share" / "cloister"
+
+
+def check_owner(path: Path) -> None:
+    """Misuse for a home that somebody else made or may write to: they could answer in the supervisor's place, and be
+    told passphrases. A home that isn't there yet is nobody's."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    except OSError:
+        raise Misuse("home.folder", "The home folder can't be entered; choose another with --home.") from None
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Misuse(
+            "home.owner",
+            f"The home folder {path} belongs to another user, or others may write to it; use one that is yours alone.",
+        )
 
 
 class Home:
@@ -39,7 +56,8 @@ class Home:
         return self.path / "supervisor.sock"
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One line to the supervisor, one line back. Raises its error."""
+        """One line to the supervisor, one line back. Raises its error, and Misuse for somebody else's home."""
+        check_owner(self.path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_SECONDS)
             try:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ..attestation import verify_token
 from ..audit import Facts, Receipt, parse_event, verify_quorum
@@ -31,6 +31,7 @@ from ..crypto import Envelope, parse_canonical, parse_json, unb64url
 from ..errors import Denied, Malformed, Misuse, Untrusted
 from ..fields import Fields
 from ..sealed import MANIFEST_TYPE, Manifest
+from .references import is_beginning
 
 __all__ = ["RELEASE_FILE", "Verified", "verify_bundle", "verify_release"]
 
@@ -43,7 +44,8 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True)
 class Verified:
-    """What holds. ``steps`` are sentences for people, in the order of the checks."""
+    """What holds. ``steps`` are sentences for people, in the order of the checks; ``permitted``: when the last owner's
+    log says that it let the output out, POSIX seconds."""
 
     output: str
     contract: str
@@ -53,6 +55,7 @@ class Verified:
     parties: tuple[str, ...]
     recipients: tuple[str, ...]
     steps: tuple[str, ...]
+    permitted: int = 0
 
     def document(self) -> dict[str, Any]:
         return {**vars(self), "verified": True}
@@ -68,14 +71,17 @@ class _Run:
     level: str
 
 
-def verify_bundle(folder: Path, pins: Mapping[str, Card]) -> Verified:
-    """Check a pulled bundle against the cards that this verifier pinned. Raises Untrusted, Denied or Malformed."""
+def verify_bundle(folder: Path, pins: Mapping[str, Card], *, expected_contract: str | None = None) -> Verified:
+    """Check a pulled bundle against the cards that this verifier pinned. Raises Untrusted, Denied or Malformed.
+
+    ``expected_contract``: the contract that it must be under: its name, its digest, or eight or more digits of that.
+    """
     path = folder / RELEASE_FILE
     if not path.is_file():
         raise Misuse(
             "bundle.absent", f"There is no {RELEASE_FILE} in this folder; name the folder given to 'pull --to'."
         )
-    verified, run = verify_release(path.read_bytes(), pins)
+    verified, run = verify_release(_read(path), pins, expected_contract=expected_contract)
     # 8. The plaintext in this folder is what that workload made: its key signed every file's digest.
     _check_files(folder, run, verified)
     return Verified(
@@ -83,7 +89,9 @@ def verify_bundle(folder: Path, pins: Mapping[str, Card]) -> Verified:
     )
 
 
-def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _Run]:
+def verify_release(
+    record: bytes, pins: Mapping[str, Card], *, expected_contract: str | None = None
+) -> tuple[Verified, _Run]:
     """Steps 1 to 7: everything but the files. Used before an output's key is asked for, too."""
     f = Fields(parse_json(record, limit=_LIMIT), "release record")
     f.integer("version", low=1, high=1)
@@ -94,6 +102,7 @@ def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _
             "verify.unpinned", "No party's card is pinned here; give the cards that you compared with --trust."
         )
     check_signatures(contract, dict(pins))
+    _check_expected(contract, expected_contract)
     # 2. The job belongs to it, and a party submitted it.
     job = read_job(Envelope.from_bytes(f.text("job", limit=_LIMIT).encode()), contract)
     # 3. Every owner logged its key releases first, to one instance of one measured workload.
@@ -105,7 +114,7 @@ def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _
     envelope.verify(MANIFEST_TYPE, [run.signing])
     output = check_output(Manifest.from_payload(envelope.payload), contract, job, run.instance)
     # 6. Every owner permitted exactly this manifest, and logged that.
-    _check_permits(f.mapping("permits", lambda _, v: v, limit=64), contract, job, run, envelope.digest)
+    permitted = _check_permits(f.mapping("permits", lambda _, v: v, limit=64), contract, job, run, envelope.digest)
     f.raw("wraps")
     f.done()
     owners = ", ".join(contract.owners())
@@ -119,7 +128,8 @@ def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _
             parties=tuple(sorted(contract.parties)),
             recipients=output.recipients,
             steps=(
-                f"the contract is signed by every party ({', '.join(sorted(contract.parties))}) with keys pinned here",
+                f"the contract {contract.name}, serial {contract.serial}, is signed by every party "
+                f"({', '.join(sorted(contract.parties))}) with keys pinned here",
                 f"the job was submitted by {job.submitter} under that contract",
                 f"each owner ({owners}) logged its key releases before they happened",
                 f"each owner appraised the workload: measurement {run.measurement[:16]}…, assurance level {run.level}",
@@ -127,9 +137,20 @@ def verify_release(record: bytes, pins: Mapping[str, Card]) -> tuple[Verified, _
                 f"each owner ({owners}) permitted and logged this output",
                 f"all {len(contract.gates)} gates of the contract passed",
             ),
+            permitted=permitted,
         ),
         run,
     )
+
+
+def _check_expected(contract: Contract, expected: str | None) -> None:
+    if expected is None or expected == contract.name:
+        return
+    if not (is_beginning(expected) and contract.digest.hex().startswith(expected)):
+        raise Untrusted(
+            "verify.contract",
+            f"The bundle was made under {contract.name}, {contract.digest.hex()}, and not under the expected contract.",
+        )
 
 
 def _logged(wire: Any, party: str, contract: Contract) -> Facts:
@@ -216,17 +237,22 @@ def _issued(token: Any) -> int:
     return issued
 
 
-def _check_permits(permits: dict[str, Any], contract: Contract, job: Job, run: _Run, output: bytes) -> None:
+def _check_permits(permits: dict[str, Any], contract: Contract, job: Job, run: _Run, output: bytes) -> int:
+    """When the last of them was logged."""
+    times = []
     if set(permits) != set(contract.owners()):
         raise Untrusted("verify.permits", "The bundle lacks an owner's permit.")
     for owner, entry in permits.items():
         f = Fields(entry, "permit entry")
         permit = read_permit(Envelope.from_bytes(f.text("permit", limit=_LIMIT).encode()), contract)
-        details = _about(_logged(f.raw("receipt"), owner, contract), "permit.issued", contract, job)
+        facts = _logged(f.raw("receipt"), owner, contract)
+        details = _about(facts, "permit.issued", contract, job)
+        times.append(facts.time)
         f.done()
         same = (permit.owner, permit.job, permit.output, permit.instance) == (owner, job.digest, output, run.instance)
         if not same or details.get("output") != output.hex():
             raise Untrusted("verify.permit", f"The permit of {owner} is for another output.")
+    return max(times, default=0)
 
 
 def _check_files(folder: Path, run: _Run, verified: Verified) -> None:
@@ -253,7 +279,7 @@ def _check_files(folder: Path, run: _Run, verified: Verified) -> None:
 
 def _walk(folder: Path) -> list[str]:
     names = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_unreadable):
         for name in (*files, *(d for d in folders if (Path(root) / d).is_symlink())):
             names.append((Path(root) / name).relative_to(folder).as_posix())
             if len(names) > _MAX_FILES:
@@ -268,9 +294,23 @@ def _plain(path: Path) -> Path:
 
 
 def _read(path: Path) -> bytes:
-    return _plain(path).read_bytes()
+    try:
+        return _plain(path).read_bytes()
+    except OSError as error:
+        _unreadable(error)
 
 
 def _digest(path: Path) -> str:
-    with _plain(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with _plain(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        _unreadable(error)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    """What can't be looked at is not verified: a folder that can be entered but not listed may hold anything."""
+    name = Path(os.fsdecode(error.filename or "")).name
+    raise Untrusted(
+        "verify.unreadable", f"{name} in the bundle can't be read, so it is not verified; mend its permissions."
+    ) from None

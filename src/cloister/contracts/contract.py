@@ -12,7 +12,7 @@ from typing import Any
 
 from ..crypto import Envelope
 from ..errors import Denied, Malformed, Untrusted
-from ..fields import Fields
+from ..fields import Fields, party_name
 from .party import Card, PartyKeys, log_origin
 from .terms import FORMS, Terms
 
@@ -199,12 +199,14 @@ def read_contract(envelope: Envelope) -> Contract:
     """Parse strictly; raises Malformed. Says nothing about signatures: see ``check_signatures``."""
     if envelope.payload_type != CONTRACT_TYPE:
         raise Malformed("contract.type", "The file is not a contract.")
-    f = Fields(envelope.document(), "contract")
+    document = envelope.document()
+    _check_printable(document)
+    f = Fields(document, "contract")
     f.text("type", choices=("contract/v1",))
     contract = Contract(
         name=f.party("name"),
         serial=f.integer("serial", low=1),
-        parties=f.mapping("parties", lambda _, keys: PartyKeys.read(keys), limit=64),
+        parties=f.mapping("parties", _party, limit=64),
         assets=f.items("assets", Asset.read),
         purpose=f.text("purpose", limit=1000),
         recipes=RecipeRule.read(f.raw("recipes")),
@@ -224,6 +226,25 @@ def read_contract(envelope: Envelope) -> Contract:
     return contract
 
 
+def _party(name: str, keys: Any) -> PartyKeys:
+    party_name(name)
+    return PartyKeys.read(keys)
+
+
+def _check_printable(value: Any) -> None:
+    """Every text of the document is one printable line. People sign what a terminal shows them: a line break, a
+    control or a direction character could show them another contract."""
+    if isinstance(value, str) and not value.isprintable():
+        raise Malformed("contract.text", "A text in the contract is not one line of printable characters.")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_printable(key)
+            _check_printable(item)
+    if isinstance(value, list):
+        for item in value:
+            _check_printable(item)
+
+
 def _check_whole(contract: Contract) -> None:
     """What no single field shows."""
     parties = set(contract.parties)
@@ -234,6 +255,8 @@ def _check_whole(contract: Contract) -> None:
         raise Malformed("contract.assets", "The contract names one asset twice.")
     if len({o.name for o in contract.outputs}) != len(contract.outputs):
         raise Malformed("contract.outputs", "The contract names one output twice.")
+    if not {o.name.partition("/")[0] for o in contract.outputs} <= parties:
+        raise Malformed("contract.outputs", "An output's name does not begin with a party of the contract.")
     if contract.not_before >= contract.expires:
         raise Malformed("contract.expiry", "The contract ends before it begins.")
     allowed = Terms.intersect([a.terms for a in contract.assets]).forms if contract.assets else ()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Misuse
+from ..errors import Malformed, Misuse
 from ..fields import Fields
 
 __all__ = ["FORMS", "SENSITIVITIES", "Terms"]
@@ -44,7 +44,7 @@ class Terms:
         )
         f.done()
         if any(form not in FORMS for form in terms.forms):
-            raise Misuse("terms.form", "Terms name a form other than " + ", ".join(FORMS) + ".")
+            raise Malformed("terms.form", "Terms name a form other than " + ", ".join(FORMS) + ".")
         return terms
 
     @staticmethod

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..crypto import parse_json
-from ..errors import Unavailable, error_from_wire
+from ..errors import Misuse, Unavailable, error_from_wire
 
 __all__ = ["Part", "PartProcess"]
 
@@ -54,7 +55,7 @@ class PartProcess:
         identity: dict[str, Any] = {}
         if part.uid is not None:
             identity = {"user": part.uid, "group": part.uid, "extra_groups": []}
-        with (home / part.log_name).open("ab") as log:
+        with _open_log(home / part.log_name) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", part.module, *part.arguments],
                 stdin=subprocess.PIPE,
@@ -85,6 +86,18 @@ class PartProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """To append to, for whoever started Cloister alone. A link in its place is not followed: as root this would
+    otherwise write to any file of the machine."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+        os.fchmod(fd, 0o600)  # one of an earlier version may be wider
+    except OSError:
+        raise Misuse("home.log", f"{path.name} in the home is no plain file of yours; remove it.") from None
+    return os.fdopen(fd, "ab")
 
 
 def _end_with_parent() -> None:

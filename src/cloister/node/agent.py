@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from ..errors import CloisterError, Internal, Unavailable
 from ..fields import Fields
 from .control_link import ControlLink
 from .output import plain_tree, read_plain
+from .reporter import Reporter
 from .sandbox import Sandbox
 
 __all__ = ["Agent", "Launch", "RunSandbox"]
@@ -31,6 +33,8 @@ _MAX_LAUNCHES = 4  # the first, and three resumptions after a kill
 _POLL_SECONDS = 0.5
 _RECORD_LIMIT = 16 * 1024 * 1024
 _RETRY_SECONDS = 1.0
+_PROBE_SECONDS = 5.0
+_UNLOCK_SECONDS = 600.0
 _AWAY = "control.unreachable"
 _KILLED_FROM = 128  # an exit status of 128 + n: ended by signal n
 _KILLED = 137
@@ -67,8 +71,8 @@ class _Ended:
 class _Watch:
     """What the agent learns about a run from its telemetry, before it passes it on."""
 
-    def __init__(self, tell: Callable[[dict[str, Any]], str | None]) -> None:
-        self._tell = tell
+    def __init__(self, pass_on: Callable[[dict[str, Any]], None]) -> None:
+        self._pass_on = pass_on
         self._marks: list[tuple[str, float]] = []
         self.admitted = self.cancelled = False
         self.error: dict[str, Any] | None = None
@@ -78,8 +82,11 @@ class _Watch:
             self._marks.append((event["code"], time.monotonic()))
             self.admitted = self.admitted or event["code"] == "keys"
             self.error = event.get("error", self.error)
-        if self._tell(event) == "cancelled":
-            self.cancelled = True
+        self._pass_on(event)
+
+    def heed(self, stop: str | None) -> None:
+        """What the control plane answered to events: whether it wants the run to stop."""
+        self.cancelled = self.cancelled or stop == "cancelled"
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -123,7 +130,8 @@ class Agent:
         digest = Envelope.from_bytes(claim["job"].encode()).digest.hex()
         try:
             job = read_job(Envelope.from_bytes(claim["job"].encode()), contract)
-            ended = self._execute(contract, job, claim["directory"])
+            with self._watch(contract, job) as watch:
+                ended = self._execute(contract, job, claim["directory"], watch)
         except CloisterError as fault:
             ended = _Ended("failed", fault.to_wire(), {})
         body: dict[str, Any] = {"state": ended.state, "timings": ended.timings}
@@ -131,15 +139,25 @@ class Agent:
             body["error"] = ended.error
         _until_heard(lambda: self._control.post(f"/v1/node/jobs/{digest}/state", body))
 
-    def _execute(self, contract: Contract, job: Job, directory: dict[str, Any]) -> _Ended:
+    @contextlib.contextmanager
+    def _watch(self, contract: Contract, job: Job) -> Iterator[_Watch]:
+        """Leaving it waits until every event was passed on: the control plane takes none after a run's last state."""
+        with Reporter(lambda events: watch.heed(self._tell(job, events))) as reporter:
+            watch = _Watch(lambda event: reporter.put(_contracted(event, contract)))
+            yield watch
+
+    def _execute(self, contract: Contract, job: Job, directory: dict[str, Any], watch: _Watch) -> _Ended:
         folder = self._jobs / job.digest.hex()
         (folder / "out" / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for digest in (job.data, job.base):
-            _until_heard(lambda d=digest: self._control.download(d.hex(), self._cache))  # type: ignore[misc]
-        watch = _Watch(lambda event: self._tell(job, _contracted(event, contract)))
+        with watch.measure("download"):
+            for digest in (job.data, job.base):
+                _until_heard(lambda d=digest: self._control.download(d.hex(), self._cache))  # type: ignore[misc]
         # Only a run that brokers admitted leaves a checkpoint: this agent was itself restarted in the middle of it.
         watch.admitted = any((folder / "out" / "checkpoints").iterdir())
-        code = self._launch_until_done(contract, job, folder, directory, watch)
+        addresses = {name: _address(directory[name]["address"]) for name in contract.parties if name in directory}
+        if watch.admitted:
+            _await_brokers(addresses, watch)
+        code = _KILLED if watch.cancelled else self._launch_until_done(contract, job, folder, addresses, watch)
         if code == 0:
             with watch.measure("upload"):
                 _until_heard(lambda: self._hand_over(job, folder))
@@ -147,16 +165,16 @@ class Agent:
         state = "cancelled" if watch.cancelled else _STATE_OF_EXIT.get(code, "failed")
         return _Ended(state, watch.error or (None if watch.cancelled else _silent_end(code)), watch.timings())
 
-    def _tell(self, job: Job, event: dict[str, Any]) -> str | None:
-        """Pass an event on; the answer says whether to stop. A control plane that is away is no reason to."""
+    def _tell(self, job: Job, events: list[dict[str, Any]]) -> str | None:
+        """Pass events on; the answer says whether to stop. A control plane that is away is no reason to."""
         try:
-            answer = self._control.post(f"/v1/node/jobs/{job.digest.hex()}/events", {"events": [event]})
+            answer = self._control.post(f"/v1/node/jobs/{job.digest.hex()}/events", {"events": events})
         except Unavailable:
             return None
         return str(answer.get("stop"))
 
     def _launch_until_done(
-        self, contract: Contract, job: Job, folder: Path, directory: dict[str, Any], watch: _Watch
+        self, contract: Contract, job: Job, folder: Path, directory: dict[str, tuple[str, int]], watch: _Watch
     ) -> int:
         """A workload that was killed is started again and resumes; one that ended by itself is not."""
         code = _KILLED
@@ -169,9 +187,7 @@ class Agent:
                 purpose="resume" if watch.admitted else "release",
                 folder=folder,
                 assets={d.hex(): self._cache / d.hex() for d in (job.data, job.base)},
-                directory={
-                    name: _address(directory[name]["address"]) for name in contract.parties if name in directory
-                },
+                directory=directory,
                 on_event=watch,
             )
             watch({"kind": "state", "code": "launched" if attempt == 0 else "relaunched"})
@@ -209,6 +225,25 @@ def _until_heard(call: Callable[[], T]) -> T:
             if fault.code != _AWAY:
                 raise
             time.sleep(_RETRY_SECONDS)
+
+
+def _await_brokers(addresses: dict[str, tuple[str, int]], watch: _Watch) -> None:
+    """Give the brokers of a run that began before this machine stopped the time to be unlocked again. Whoever is still
+    away after it is named by the launch, as always."""
+    end = time.monotonic() + _UNLOCK_SECONDS
+    while not all(_answers(address) for address in addresses.values()) and time.monotonic() < end:
+        watch({"kind": "state", "code": "waiting"})
+        if watch.cancelled:
+            return
+        time.sleep(_RETRY_SECONDS)
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, _PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _silent_end(code: int) -> dict[str, Any] | None:

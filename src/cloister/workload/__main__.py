@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 
 from ..errors import CloisterError
 from .identity import harden_process
@@ -23,4 +23,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Not sys.exit: what is to last was written and renamed by now, and taking the training libraries down object by
+    # object takes seconds, during which plaintext is in memory and renewals may still be under way.
+    os._exit(main())

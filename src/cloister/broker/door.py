@@ -1,0 +1,141 @@
+"""Who may hold a connection to the public port, and for how long. Idle strangers must not keep a workload out.
+
+uvicorn counts a connection once its TLS handshake is done, and lets it wait for ever after its first byte. So the door
+accepts the sockets itself, gives each a deadline, and when there are too many of them, closes the oldest one that has
+no request in progress: a newcomer gets in, and holding sockets keeps nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .config import Limits
+
+__all__ = ["Door", "Timed"]
+
+_PAUSE = 0.1  # seconds, when the process has no descriptor left
+
+
+class Timed(H11Protocol):
+    """HTTP whose waiting is bounded: only the whole header of a request ends it, not any byte of one."""
+
+    idle_seconds: float
+    first: asyncio.TimerHandle | None = None  # set by the door when it accepted: TLS counts as waiting, too
+    _waiting: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being read, worked on or answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.busy:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # may begin with the next request at once, if that was sent already
+        if not self.busy:
+            self._stop_waiting()
+            self._waiting = self.loop.call_later(self.idle_seconds, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        for timer in (self.first, self._waiting):
+            if timer is not None:
+                timer.cancel()
+
+
+class _Guest:
+    """One accepted socket, from its TLS handshake to its end."""
+
+    def __init__(self, source: str, protocol: Timed) -> None:
+        self.source = source
+        self.protocol = protocol
+        self.handshake: asyncio.Task[None] | None = None
+
+    @property
+    def gone(self) -> bool:
+        finished = self.handshake is not None and self.handshake.done()
+        return finished and (self.protocol.transport is None or self.protocol.transport.is_closing())
+
+    def leave(self) -> None:
+        if self.handshake is not None:
+            self.handshake.cancel()
+        if self.protocol.transport is not None:
+            self.protocol.transport.abort()
+
+
+class Door:
+    """The accepting side of one TLS port. ``make`` builds the protocol of a new connection."""
+
+    def __init__(self, make: Callable[[], Timed], context: ssl.SSLContext, limits: Limits) -> None:
+        self._make = make
+        self._context = context
+        self._limits = limits
+        self._guests: list[_Guest] = []  # the oldest first
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Until cancelled."""
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(_PAUSE)  # no descriptor left, or the caller has gone already
+                continue
+            self._admit(sock, address)
+
+    def close(self) -> None:
+        """End the handshakes; what is connected ends with the server."""
+        for guest in self._guests:
+            if guest.protocol.transport is None:
+                guest.leave()
+
+    def _admit(self, sock: socket.socket, address: Any) -> None:
+        source = str(address[0])
+        self._guests = [guest for guest in self._guests if not guest.gone]
+        same = [guest for guest in self._guests if guest.source == source]
+        fits = self._make_room(same, self._limits.source_connections)
+        if not (fits and self._make_room(self._guests, self._limits.connections)):
+            sock.close()  # all of them are at work
+            return
+        protocol = self._make()
+        protocol.idle_seconds = self._limits.idle_seconds
+        guest = _Guest(source, protocol)
+        protocol.first = protocol.loop.call_later(self._limits.first_seconds, guest.leave)
+        guest.handshake = asyncio.ensure_future(self._greet(sock, guest))
+        self._guests.append(guest)
+
+    def _make_room(self, guests: list[_Guest], limit: int) -> bool:
+        """Whether there is room for one more, if need be in the place of the oldest one that only waits."""
+        if len(guests) < limit:
+            return True
+        for guest in guests:
+            if not guest.protocol.busy:
+                guest.leave()
+                self._guests.remove(guest)
+                return True
+        return False
+
+    async def _greet(self, sock: socket.socket, guest: _Guest) -> None:
+        loop, protocol = asyncio.get_running_loop(), guest.protocol
+        try:
+            await loop.connect_accepted_socket(
+                lambda: protocol, sock, ssl=self._context, ssl_shutdown_timeout=self._limits.first_seconds
+            )
+        except OSError:
+            sock.close()  # no TLS, or gone in the middle of it
+        except asyncio.CancelledError:
+            sock.close()
+            raise
