@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from cloister.crypto import Envelope
 from tests.broker_world import World, nothing_granted
 
 pytest_plugins = ["tests.broker_fixtures"]
@@ -42,6 +43,25 @@ def test_status_says_what_is_not_certain(asker: TestClient) -> None:
     assert status["witnessed"] is False
     assert any("No peer confirmed" in warning for warning in status["warnings"])
     assert set(status) == {"fingerprint", "log_size", "party", "revision", "warnings", "witnessed"}
+
+
+def test_the_contracts_that_the_broker_knows(world: World, owner: TestClient) -> None:
+    signed = world.unsigned(world.contract_fields(name="half", serial=3)).to_bytes().decode()
+    assert owner.post("/v1/contracts/sign", json={"contract": signed}).status_code == 200
+    revoke = {"contract": world.contract.digest.hex(), "reason": "enough"}
+    assert owner.post("/v1/contracts/revoke", json=revoke).status_code == 200
+    rows = {row["digest"]: row for row in owner.get("/v1/contracts").json()["contracts"]}
+    fields = {"complete", "contract", "digest", "name", "revoked_by", "serial", "signed"}
+    assert all(set(row) == fields for row in rows.values())
+    whole = rows.pop(world.contract.digest.hex())
+    assert (whole["name"], whole["signed"], whole["complete"], whole["revoked_by"]) == (
+        world.contract.name, True, True, "hospital",
+    )  # fmt: skip
+    (half,) = rows.values()
+    assert (half["name"], half["serial"], half["signed"], half["complete"], half["revoked_by"]) == (
+        "half", 3, True, False, None,
+    )  # fmt: skip
+    assert Envelope.from_bytes(half["contract"].encode()).digest.hex() == half["digest"]
 
 
 def test_compromise_of_another(world: World, owner: TestClient) -> None:

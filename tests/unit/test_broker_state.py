@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,11 +120,24 @@ def test_a_damaged_state_is_refused(parts: Parts) -> None:
 
 def test_a_state_that_cannot_be_read(folder: Path) -> None:
     (folder / "state.db").write_bytes(b"not a database, but long enough to be looked at" * 100)
-    state = State.open(folder / "state.db", create=False)
     with pytest.raises(Unavailable) as refused:
-        state.progress()
+        State.open(folder / "state.db", create=False)
     assert refused.value.code == "state.unreachable"
-    state.close()
+
+
+def test_only_tables_of_hints_are_added_to_an_older_home(parts: Parts) -> None:
+    """A logged table that is gone was taken away, and must not come back empty."""
+    parts.close()
+    database = sqlite3.connect(parts.folder / "state.db")
+    for table in ("told", "permits"):
+        database.execute(f"DROP TABLE {table}")
+    database.close()
+    again = State.open(parts.folder / "state.db", create=False)
+    assert again.rows("told") == []
+    with pytest.raises(Unavailable) as refused:
+        again.rows("permits")
+    assert refused.value.code == "state.unreachable"
+    again.close()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from cloister.client.describe import ASSURANCE, describe
+from cloister.client.installation import platform_matches
 from cloister.client.proposal import read_draft
 from cloister.contracts import LEVELS
 from cloister.errors import Malformed, Misuse
-from tests.bundles import make_contract
+from tests.bundles import contract_fields, make_contract
 
 NOW = 1_790_000_000
 CLAIM = {"measurement": "11" * 32, "agent": "22" * 32, "attester": "33" * 32, "hardware": "x", "level": "none"}
@@ -161,6 +162,22 @@ def test_a_contract_in_words() -> None:
     assert "whoever runs the machine can read its memory" in text
     assert "aaaaaaaaaaaaaaaa…" in text
     assert "within 30 seconds" in text
+
+
+def test_a_contract_beside_this_installation() -> None:
+    platform = {**contract_fields()["platform"], "measurements": ["aa" * 32, "66" * 32]}
+    contract = make_contract(platform=platform)
+    assert ("digest", contract.digest.hex()) in describe(contract)
+    rows = describe(contract, here={"measurement": "aa" * 32})
+    assert [value for what, value in rows if what == "workload"] == [
+        "aaaaaaaaaaaaaaaa…, matches this installation",
+        "6666666666666666…, does NOT match this installation",
+    ]
+    assert dict(rows)["agent"] == "bbbbbbbbbbbbbbbb…, nothing runs here to compare it with"
+    assert platform_matches(contract, {"measurement": "aa" * 32}) == {"agent": None, "measurement": False}
+    assert dict(describe(contract, full=True))["agent"] == "bb" * 32
+    with_digests = [value for what, value in describe(contract, full=True) if what == "uses"]
+    assert all("…" not in value for value in with_digests)
 
 
 def test_every_level_has_words() -> None:

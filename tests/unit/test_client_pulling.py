@@ -15,7 +15,7 @@ from cloister.client.verify import RELEASE_FILE
 from cloister.crypto import Envelope
 from cloister.errors import CloisterError, Denied, Malformed, Misuse, Unavailable, Untrusted
 from cloister.workload.release.provenance import provenance_statement
-from tests.bundles import FILES, INSTANCE, MEASUREMENT, PINS, Bundle
+from tests.bundles import FILES, INSTANCE, MEASUREMENT, NOW, PINS, Bundle
 
 OUTPUT = "hospital/queries-adapter"
 
@@ -23,9 +23,10 @@ OUTPUT = "hospital/queries-adapter"
 class Stand:
     """A home whose broker and control plane are stand-ins, around one real bundle."""
 
-    def __init__(self, folder: Path, *, files: dict[str, bytes] | None = None) -> None:
+    def __init__(self, folder: Path, *, files: dict[str, bytes] | None = None, signed: bool = False) -> None:
         bundle = Bundle(folder / "logs")
-        statement = provenance_statement(FILES, bundle.contract, bundle.job, INSTANCE, MEASUREMENT, bundle.workload)
+        named = files if signed and files else FILES
+        statement = provenance_statement(named, bundle.contract, bundle.job, INSTANCE, MEASUREMENT, bundle.workload)
         bundle.files = {**(files or FILES), "provenance.dsse.json": statement.to_bytes()}
         manifest = bundle.manifest(folder / "sealed")
         self.sealed = folder / "sealed"
@@ -77,6 +78,17 @@ def test_an_output_is_verified_and_decrypted(stand: Stand, tmp_path: Path) -> No
     assert set(asked) == {"contract", "job", "manifest", "permits", "wrap"}
     assert len(asked["permits"]) == 2
     assert pulled.document()["verified"] is True
+
+
+def test_the_figures_are_the_workloads_own(tmp_path: Path) -> None:
+    evaluation = b'{"accuracy":"0.95","base_accuracy":"0.9","base_kind":"untuned","rows":100}'
+    stand = Stand(tmp_path, files={**FILES, "evaluation.json": evaluation}, signed=True)
+    pulled = operations.pull(stand.home, OUTPUT, tmp_path / "out", "hospital")
+    assert pulled.figures == {"accuracy": ("0.9", "0.95")}
+    assert pulled.document()["figures"] == {"accuracy": {"base": "0.9", "tuned": "0.95"}}
+    assert pulled.verified.permitted == NOW
+    other = Stand(tmp_path / "other", files={**FILES, "evaluation.json": b"[]"}, signed=True)
+    refused(other, tmp_path / "none", Malformed, "pull.evaluation")
 
 
 def test_an_empty_folder_may_be_filled(stand: Stand, tmp_path: Path) -> None:

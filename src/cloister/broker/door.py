@@ -11,6 +11,8 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +28,7 @@ class Timed(H11Protocol):
     """HTTP whose waiting is bounded: only the whole header of a request ends it, not any byte of one."""
 
     idle_seconds: float
+    lost = False
     first: asyncio.TimerHandle | None = None  # set by the door when it accepted: TLS counts as waiting, too
     _waiting: asyncio.TimerHandle | None = None
 
@@ -47,6 +50,7 @@ class Timed(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.lost = True
         self._stop_waiting()
 
     def _stop_waiting(self) -> None:
@@ -55,24 +59,27 @@ class Timed(H11Protocol):
                 timer.cancel()
 
 
+@dataclass(eq=False)
 class _Guest:
     """One accepted socket, from its TLS handshake to its end."""
 
-    def __init__(self, source: str, protocol: Timed) -> None:
-        self.source = source
-        self.protocol = protocol
-        self.handshake: asyncio.Task[None] | None = None
+    source: str
+    sock: socket.socket
+    protocol: Timed
+    handshake: asyncio.Task[None]
 
     @property
     def gone(self) -> bool:
-        finished = self.handshake is not None and self.handshake.done()
-        return finished and (self.protocol.transport is None or self.protocol.transport.is_closing())
+        return self.protocol.lost or (self.handshake.done() and self.protocol.transport is None)
 
     def leave(self) -> None:
-        if self.handshake is not None:
-            self.handshake.cancel()
         if self.protocol.transport is not None:
             self.protocol.transport.abort()
+            return
+        # The transport below TLS is asyncio's own. To shut the socket down ends its handshake; to close the socket or
+        # to cancel would not, in the moments before the handshake has begun.
+        with suppress(OSError):  # the other side was quicker
+            self.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Door:
@@ -91,16 +98,19 @@ class Door:
         while True:
             try:
                 sock, address = await loop.sock_accept(listener)
+            except ConnectionAbortedError:
+                continue  # gone before it was accepted
             except OSError:
-                await asyncio.sleep(_PAUSE)  # no descriptor left, or the caller has gone already
+                await asyncio.sleep(_PAUSE)  # no descriptor left for now
                 continue
             self._admit(sock, address)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the handshakes; what is connected ends with the server."""
-        for guest in self._guests:
-            if guest.protocol.transport is None:
-                guest.leave()
+        unfinished = [guest for guest in self._guests if guest.protocol.transport is None]
+        for guest in unfinished:
+            guest.leave()
+        await asyncio.gather(*(guest.handshake for guest in unfinished))
 
     def _admit(self, sock: socket.socket, address: Any) -> None:
         source = str(address[0])
@@ -112,9 +122,8 @@ class Door:
             return
         protocol = self._make()
         protocol.idle_seconds = self._limits.idle_seconds
-        guest = _Guest(source, protocol)
+        guest = _Guest(source, sock, protocol, asyncio.ensure_future(self._greet(sock, protocol)))
         protocol.first = protocol.loop.call_later(self._limits.first_seconds, guest.leave)
-        guest.handshake = asyncio.ensure_future(self._greet(sock, guest))
         self._guests.append(guest)
 
     def _make_room(self, guests: list[_Guest], limit: int) -> bool:
@@ -128,14 +137,14 @@ class Door:
                 return True
         return False
 
-    async def _greet(self, sock: socket.socket, guest: _Guest) -> None:
-        loop, protocol = asyncio.get_running_loop(), guest.protocol
-        try:
-            await loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self._context, ssl_shutdown_timeout=self._limits.first_seconds
+    async def _greet(self, sock: socket.socket, protocol: Timed) -> None:
+        """The TLS handshake; then the protocol is connected. asyncio closes the socket if that comes to nothing."""
+        seconds = self._limits.first_seconds
+        with suppress(OSError):  # no TLS, too slow, or gone in the middle of it
+            await protocol.loop.connect_accepted_socket(
+                lambda: protocol,
+                sock,
+                ssl=self._context,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=seconds,
             )
-        except OSError:
-            sock.close()  # no TLS, or gone in the middle of it
-        except asyncio.CancelledError:
-            sock.close()
-            raise

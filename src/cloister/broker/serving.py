@@ -124,7 +124,7 @@ class _Guarded(_Quiet):
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
-        self._door.close()
+        await self._door.close()
         await super().shutdown(sockets)
 
 

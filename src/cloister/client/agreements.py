@@ -7,7 +7,7 @@ that were drafted in this home or that a party's own broker knows; any other one
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..contracts import CONTRACT_TYPE, Contract, read_contract
@@ -96,7 +96,8 @@ def find_contract(client: ControlClient, reference: str) -> Agreement:
         found = sorted({d for c in client.contracts() if (d := str(c["digest"])).startswith(reference)})
         if len(found) > 1:
             raise Misuse("contract.ambiguous", "More than one contract's digest begins so; write more of it.")
-        reference = found[0] if found else reference
+        if found:
+            return replace(read_agreement(client.contract(found[0]), found[0]), asked=reference)
     return read_agreement(client.contract(reference), reference)
 
 

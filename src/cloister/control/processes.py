@@ -121,11 +121,15 @@ def _await_ready(part: Part, process: subprocess.Popen[bytes]) -> dict[str, Any]
     if not lines or not lines[0].strip():
         process.kill()
         process.wait()
+        reader.join(_STOP_SECONDS)
+        if not reader.is_alive():  # what the part itself started may hold the other end
+            stdout.close()
         raise Unavailable(
             "embedded.start", f"The part {part.name} did not start; its reasons are in {part.log_name}.", part=part.name
         )
     answer = parse_json(lines[0], limit=_LINE_LIMIT)
     if not isinstance(answer, dict) or answer.get("ready") is not True:
         process.wait()
+        stdout.close()
         raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
     return {name: value for name, value in answer.items() if name != "ready"}
