@@ -102,8 +102,13 @@ class LocalHome:
         }
         control = {"id": self.world.plane.id, "url": self.world.url}
         return {
-            "control": control, "node": {**CLAIM, "running": True}, "notes": ["A note."], "ok": True, "parties": parties, "users": "single",
-        }  # fmt: skip
+            "control": control,
+            "node": {**CLAIM, "running": True},
+            "notes": ["A note."],
+            "ok": True,
+            "parties": parties,
+            "users": "single",
+        }
 
     def _settings(self, name: str) -> Settings:
         return Settings(self.folder / "parties" / name, limits=Limits(heads_interval=3600.0, peer_seconds=2.0))
