@@ -1,12 +1,13 @@
 """The key broker: one process per party, which alone can unwrap the party's data keys.
 
 The tour. Pure: ``decision`` (may this instance have this key, lease, checkpoint?), ``kbs_request`` (strict reading).
-Durable: ``tables`` and ``state`` (SQLite), ``ledger`` (announce, log, apply: the one sequencer), ``startup`` (is what
-lies here the newest?). Services: ``party`` (own keys, card, pins), ``assets``, ``agreements`` (contracts, revocations,
-statements, jobs), ``release`` (challenge, evidence, key), ``leases``, ``permits``, ``sessions``, ``witness`` and
-``notices`` (the peers' logs and ours), ``peers`` (talking to them), over one shared ``core`` with ``knowledge``.
-HTTP: ``kbs``, ``cloister_api`` and ``admin`` on ``http`` and ``errors_http``; ``serving`` has the sockets. ``app``
-builds it all; ``python -m cloister.broker`` runs it. The protocol's page is docs/spec/key-release.md.
+Durable: ``tables`` and ``state`` (SQLite), ``ledger`` (announce, log, apply: the one sequencer; ``refusals`` says how
+many of those it logs), ``startup`` (is what lies here the newest?). Services: ``party`` (own keys, card, pins),
+``assets``, ``agreements`` (contracts, revocations, statements, jobs), ``release`` (challenge, evidence, key),
+``leases``, ``permits``, ``sessions``, ``witness`` and ``notices`` (the peers' logs and ours, and revocations),
+``peers`` (talking to them), over one shared ``core`` with ``knowledge``. HTTP: ``kbs``, ``cloister_api``, ``admin`` on
+``http`` and ``errors_http``; ``serving`` has the sockets, ``door`` says who may hold them. ``app`` builds it all;
+``python -m cloister.broker`` runs it. The protocol's page is docs/spec/key-release.md.
 """
 
 from .app import Broker, RunningBroker
