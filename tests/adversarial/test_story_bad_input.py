@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,12 @@ def no_asset_is_lost(story: Story) -> Iterator[None]:
     assert set(before) <= set(known())
 
 
+@pytest.fixture
+def desk(story: Story) -> Path:
+    """A folder of the owner's own, where plaintext belongs."""
+    return Path(tempfile.mkdtemp(dir=story.sources))
+
+
 def _versions(story: Story, name: str) -> list[int]:
     return [a["version"] for a in story.home.agent(name.partition("/")[0]).assets() if a["name"] == name]
 
@@ -66,16 +73,16 @@ def _versions(story: Story, name: str) -> list[int]:
     ],
     ids=["wrong column", "wrong order", "header only", "empty", "not UTF-8"],
 )
-def test_a_table_that_is_not_what_its_owner_says(story: Story, tmp_path: Path, text: str, code: str) -> None:
-    path = tmp_path / "table.csv"
+def test_a_table_that_is_not_what_its_owner_says(story: Story, desk: Path, text: str, code: str) -> None:
+    path = desk / "table.csv"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     assert refused(lambda: story.seal(path, "hospital/wrong")) == ("Misuse", code)
     assert _versions(story, "hospital/wrong") == []
 
 
-def test_a_schema_s_complaint_does_not_quote_the_first_row(story: Story, tmp_path: Path) -> None:
+def test_a_schema_s_complaint_does_not_quote_the_first_row(story: Story, desk: Path) -> None:
     """A table without a header: its first line is data."""
-    path = tmp_path / "table.csv"
+    path = desk / "table.csv"
     path.write_text(f"{story.canary},label\nmore,label\n")
     with pytest.raises(Misuse) as caught:
         story.seal(path, "hospital/wrong")
@@ -91,8 +98,8 @@ def test_a_schema_s_complaint_does_not_quote_the_first_row(story: Story, tmp_pat
     ],
     ids=["named pickle", "disguised pickle", "code"],
 )
-def test_a_model_folder_with_what_could_run(story: Story, tmp_path: Path, name: str, data: bytes, code: str) -> None:
-    folder = story.write_model(tmp_path / "model")
+def test_a_model_folder_with_what_could_run(story: Story, desk: Path, name: str, data: bytes, code: str) -> None:
+    folder = story.write_model(desk / "model")
     (folder / name).write_bytes(data)
     with pytest.raises(Misuse) as caught:
         story.seal(folder, "lab/evil")
@@ -101,13 +108,13 @@ def test_a_model_folder_with_what_could_run(story: Story, tmp_path: Path, name: 
     assert _versions(story, "lab/evil") == []
 
 
-def test_a_link_out_of_a_model_folder(story: Story, tmp_path: Path) -> None:
-    folder = story.write_model(tmp_path / "model")
+def test_a_link_out_of_a_model_folder(story: Story, desk: Path) -> None:
+    folder = story.write_model(desk / "model")
     (folder / "vocab.txt").symlink_to("/etc/hostname")
     assert refused(lambda: story.seal(folder, "lab/evil")) == ("Misuse", "seal.link")
 
 
-def test_a_disk_that_fills_up_while_sealing(story: Story, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_while_sealing(story: Story) -> None:
     """The half-written object is gone, the asset keeps its versions, and sealing works when there is space."""
     first = story.seal(story.table, "hospital/space")
     code = _SEAL_IN_LITTLE_SPACE
