@@ -34,7 +34,7 @@ test-slow: install ## the slow suites
 	$(PY) -m pytest -m slow
 
 bench: install ## one benchmark: make bench NAME=subject (without NAME: the list)
-	@$(if $(NAME),$(PY) -m benchmarks.$(NAME),find benchmarks -maxdepth 1 -name '[a-z]*.py' -printf '%f\n' | sed 's/\.py$$//' | sort)
+	@$(if $(NAME),$(PY) -m benchmarks.$(NAME) $(ARGS),find benchmarks -maxdepth 1 -name '[a-z]*.py' -printf '%f\n' | sed 's/\.py$$//' | sort)
 
 docs: install ## check the documents and render them to build/docs
 	$(PY) -m pytest -q --no-header tests/unit/test_docs.py
