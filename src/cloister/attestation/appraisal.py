@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..crypto import SigningKey, b64url, canonical_json, parse_canonical, sha256, unb64url, verify_ed25519
+from ..crypto import Signer, b64url, canonical_json, parse_canonical, sha256, unb64url, verify_ed25519
 from ..errors import Denied, Malformed, Misuse, Untrusted
 from .models import Claims, ReferenceValues, level_rank
 
@@ -83,7 +83,7 @@ def result_token(
     claims: Claims,
     reference: ReferenceValues,
     *,
-    signer: SigningKey,
+    signer: Signer,
     now: int,
     ttl: int,
     tee_pubkey: Mapping[str, Any],

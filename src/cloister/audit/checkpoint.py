@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..crypto import SigningKey
+from ..crypto import Signer
 from ..crypto.merkle import EMPTY_ROOT
 from ..errors import Malformed, Misuse, Untrusted
 from .limits import LIMITS
@@ -48,7 +48,7 @@ def parse_checkpoint_text(text: str) -> Checkpoint:
     return Checkpoint(origin, int(size), digest, tuple(extensions))
 
 
-def sign_checkpoint(checkpoint: Checkpoint, key: SigningKey) -> str:
+def sign_checkpoint(checkpoint: Checkpoint, key: Signer) -> str:
     """The signed note. The signer's part is to sign only what extends all that it signed before. Raises Misuse."""
     check_key_name(checkpoint.origin)
     text = checkpoint.text()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ..crypto import SigningKey
+from ..crypto import Signer
 from ..crypto.merkle import leaf_hash
 from ..errors import Misuse, Unavailable, Untrusted
 from .checkpoint import Checkpoint, sign_checkpoint
@@ -50,7 +50,7 @@ class _Ticket:
 class AuditLog:
     """Use ``create`` once, ``open`` from then on, and close it (it is a context manager)."""
 
-    def __init__(self, folder: LogFolder, origin: str, signer: SigningKey, growth: Growth) -> None:
+    def __init__(self, folder: LogFolder, origin: str, signer: Signer, growth: Growth) -> None:
         """Private: ``create`` and ``open`` have checked and stored what is passed here."""
         self._folder = folder
         self._origin = origin
@@ -63,7 +63,7 @@ class AuditLog:
         self._head = self._sign_and_store(growth)
 
     @classmethod
-    def create(cls, folder: Path, *, origin: str, signer: SigningKey) -> AuditLog:
+    def create(cls, folder: Path, *, origin: str, signer: Signer) -> AuditLog:
         """A new, empty log in ``folder``, which is made if needed. Misuse("log.exists") if one is there already."""
         with writing():
             make_folders(folder.absolute(), Path(folder.absolute().anchor))
@@ -79,7 +79,7 @@ class AuditLog:
             raise
 
     @classmethod
-    def open(cls, folder: Path, *, origin: str, signer: SigningKey) -> AuditLog:
+    def open(cls, folder: Path, *, origin: str, signer: Signer) -> AuditLog:
         """Open and, after a crash, recover. Reads a bounded amount, however long the log is.
 
         Raises Misuse("log.absent"), Unavailable("audit.locked" or "audit.unwritable"), and Untrusted where the disk

@@ -11,7 +11,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 
-from ..crypto import SigningKey, sha256, verify_ed25519
+from ..crypto import Signer, sha256, verify_ed25519
 from ..errors import Malformed, Misuse, Untrusted
 from .limits import LIMITS
 
@@ -152,7 +152,7 @@ def _cosigned(seconds: int, text: str) -> bytes:
     return f"cosignature/v1\ntime {seconds}\n{text}".encode()
 
 
-def sign_note(text: str, name: str, key: SigningKey) -> str:
+def sign_note(text: str, name: str, key: Signer) -> str:
     """The note: ``text`` must end in a newline and hold no control characters. Raises Misuse or Malformed."""
     check_key_name(name)
     if not text.endswith("\n"):
@@ -163,7 +163,7 @@ def sign_note(text: str, name: str, key: SigningKey) -> str:
     return note
 
 
-def sign_cosignature(note: Note, name: str, key: SigningKey, *, now: int) -> NoteSignature:
+def sign_cosignature(note: Note, name: str, key: Signer, *, now: int) -> NoteSignature:
     """A witness's line over ``note``'s text at ``now`` (POSIX seconds). The caller has checked the text."""
     check_key_name(name)
     if not 0 <= now <= _MAX_TIME:

@@ -79,6 +79,7 @@ def _lifecycle(activity: int, activity_name: str, severity: int = 1) -> Shape:
 _ORGANIZATION = (4, "Organization")
 _POLICY = (5, "Policy")
 _ASSET = (99, "Sealed asset")
+_KEK = (99, "Key-encryption key")
 
 KINDS: dict[str, Shape] = {
     "org.created": _entity(*_ORGANIZATION, 1, "Create"),
@@ -86,6 +87,19 @@ KINDS: dict[str, Shape] = {
     "party.key_rotated": _entity(*_ORGANIZATION, 3, "Update", 2),
     "party.compromised": _entity(*_ORGANIZATION, 12, "Suspend", 5),
     "asset.sealed": _entity(*_ASSET, 1, "Create"),
+    "asset.opened": _entity(*_ASSET, 2, "Read", 2),
+    "asset.retained": _entity(*_ASSET, 3, "Update", 2),
+    "asset.held": _entity(*_ASSET, 3, "Update", 2),
+    "asset.unheld": _entity(*_ASSET, 3, "Update", 2),
+    "asset.reencrypting": _entity(*_ASSET, 3, "Update"),
+    "asset.shredded": _entity(*_ASSET, 4, "Delete", 4),
+    "asset.expired": _entity(*_ASSET, 4, "Delete", 3),
+    "kek.rotation": _entity(*_KEK, 3, "Update", 2),
+    "kek.rewrapped": _entity(*_KEK, 3, "Update"),
+    "kek.destroyed": _entity(*_KEK, 4, "Delete", 3),
+    "kek.scheduled": _entity(*_KEK, 3, "Update", 2),
+    "checkpoints.shredded": _entity(*_KEK, 4, "Delete", 4),
+    "vault.split": _entity(*_KEK, 2, "Read", 4),
     "contract.signed": _entity(*_POLICY, 8, "Enable"),
     "contract.revoked": _entity(*_POLICY, 9, "Disable", 3),
     "attest.ok": _authentication(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..crypto import SigningKey
+from ..crypto import Signer
 from ..crypto.merkle import EMPTY_ROOT, verify_consistency
 from ..errors import Untrusted
 from .checkpoint import Checkpoint, verify_checkpoint
@@ -53,7 +53,7 @@ def check_advance(
     return new
 
 
-def cosign(note_text: str, accepted: Checkpoint, *, name: str, key: SigningKey, now: int) -> str:
+def cosign(note_text: str, accepted: Checkpoint, *, name: str, key: Signer, now: int) -> str:
     """The note with this witness's cosignature added. ``accepted`` is what ``check_advance`` returned for it.
 
     ``now`` is POSIX seconds. Raises Untrusted if the note does not say what was accepted.

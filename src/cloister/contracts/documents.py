@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..crypto import Envelope, SigningKey, sign_document
+from ..crypto import Envelope, Signer, sign_document
 from ..errors import Denied, Malformed, Untrusted
 from ..fields import Fields
 from .contract import Contract
@@ -35,7 +35,7 @@ PERMIT_TYPE = "application/vnd.cloister.permit+json"
 _CLOCK_SKEW = 5  # seconds by which a statement may come from the future
 
 
-def in_force_statement(contract: Contract, party: str, key: SigningKey, *, now: int) -> Envelope:
+def in_force_statement(contract: Contract, party: str, key: Signer, *, now: int) -> Envelope:
     """One party's word that the contract is in force for it, good for one lease."""
     body = {"contract": contract.digest.hex(), "issued": now, "party": party, "type": "in-force/v1"}
     return sign_document(STATUS_TYPE, body, key)
@@ -60,7 +60,7 @@ def check_statement(envelope: Envelope, contract: Contract, *, now: int) -> str:
     return party
 
 
-def revocation_envelope(contract_digest: bytes, party: str, key: SigningKey, *, now: int, reason: str) -> Envelope:
+def revocation_envelope(contract_digest: bytes, party: str, key: Signer, *, now: int, reason: str) -> Envelope:
     """One party's word that the contract is over. It can't be taken back: sign a new serial instead."""
     body = {
         "contract": contract_digest.hex(),
@@ -105,7 +105,7 @@ class Job:
 
 
 def job_envelope(
-    contract: Contract, submitter: str, recipe: Recipe, output: str, key: SigningKey, *, now: int, salt: bytes
+    contract: Contract, submitter: str, recipe: Recipe, output: str, key: Signer, *, now: int, salt: bytes
 ) -> Envelope:
     """Sign a job. Asset names in the recipe become the digests that the contract fixed for them."""
     by_name = {asset.name: asset for asset in contract.assets}
@@ -167,7 +167,7 @@ class Permit:
 
 
 def permit_envelope(
-    owner: str, contract: bytes, job: bytes, output: bytes, instance: bytes, key: SigningKey, *, now: int
+    owner: str, contract: bytes, job: bytes, output: bytes, instance: bytes, key: Signer, *, now: int
 ) -> Envelope:
     """``output`` is the digest of the output's manifest."""
     body = {

@@ -10,7 +10,7 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-from ..crypto import Envelope, SigningKey, fingerprint, sign_document
+from ..crypto import Envelope, Signer, fingerprint, sign_document
 from ..crypto.tls import public_key_pin
 from ..errors import Denied, Malformed, Untrusted
 from ..fields import Fields
@@ -90,7 +90,7 @@ def log_origin(party: str) -> str:
 
 
 def make_card(
-    name: str, keys: PartyKeys, signers: tuple[SigningKey, ...], *, serial: int, issued: int, part_of: str | None = None
+    name: str, keys: PartyKeys, signers: tuple[Signer, ...], *, serial: int, issued: int, part_of: str | None = None
 ) -> Card:
     """Sign a card with the new signing key and, when rotating, with the old one too."""
     body = {
@@ -144,7 +144,7 @@ def replace_card(pinned: Card, offered: Card) -> Card:
     return offered
 
 
-def compromise_statement(card: Card, key: SigningKey, *, now: int) -> Envelope:
+def compromise_statement(card: Card, key: Signer, *, now: int) -> Envelope:
     """A party's word that its present keys are no longer its own. Any of its signing and status keys may say so."""
     body = {"card": card.envelope.digest.hex(), "issued": now, "name": card.name, "type": "compromise/v1"}
     return sign_document(COMPROMISE_TYPE, body, key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..crypto import SigningKey, b64url, random_bytes, sign_document
+from ..crypto import Signer, b64url, random_bytes, sign_document
 
 __all__ = ["REQUEST_TYPE", "SCHEME", "authorization_header"]
 
@@ -11,7 +11,7 @@ SCHEME = "Cloister "
 
 
 def authorization_header(
-    party: str, key: SigningKey, *, method: str, path: str, body: str | None, audience: str, now: int
+    party: str, key: Signer, *, method: str, path: str, body: str | None, audience: str, now: int
 ) -> str:
     """The ``Authorization`` value.
 

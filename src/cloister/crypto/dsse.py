@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import Malformed, Untrusted
 from .canonical import MAX_DOCUMENT, canonical_json, parse_canonical, parse_json
 from .framing import sha256
-from .signatures import SigningKey, verify_ed25519
+from .signatures import Signer, verify_ed25519
 
 __all__ = ["Envelope", "pae", "sign_document"]
 
@@ -45,7 +45,7 @@ class Envelope:
         """The payload, parsed; raises Malformed unless it is canonical JSON."""
         return parse_canonical(self.payload)
 
-    def signed_by(self, key: SigningKey) -> Envelope:
+    def signed_by(self, key: Signer) -> Envelope:
         """The same document with one more signature (or the same, if this key signed already)."""
         keyid = key.public.hex()
         if any(k == keyid for k, _ in self.signatures):
@@ -104,7 +104,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def sign_document(payload_type: str, document: Any, *keys: SigningKey) -> Envelope:
+def sign_document(payload_type: str, document: Any, *keys: Signer) -> Envelope:
     """Canonicalize ``document`` and sign it with each key."""
     envelope = Envelope(payload_type, canonical_json(document))
     for key in keys:

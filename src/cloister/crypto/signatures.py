@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -13,6 +13,7 @@ from ..errors import Malformed, Untrusted
 from .framing import sha256
 
 __all__ = [
+    "Signer",
     "SigningKey",
     "ecdsa_public_der",
     "fingerprint",
@@ -27,6 +28,19 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
 }
+
+
+class Signer(Protocol):
+    """What signs with Ed25519: a ``SigningKey`` in memory, or a key that never leaves its device."""
+
+    @property
+    def public(self) -> bytes:
+        """32 bytes."""
+        ...
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes. Raises Unavailable when the device can't be reached."""
+        ...
 
 
 class SigningKey:

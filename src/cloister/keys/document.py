@@ -1,13 +1,14 @@
 """The vault file: its fields, their one encoding, and the constructions that keep entries from being swapped.
 
-Pure: no disk, no passphrase. The format is docs/spec/vault.md.
+Pure: no disk, no passphrase, no device. The format is docs/spec/vault.md.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from ..crypto import (
     Argon2Params,
@@ -22,19 +23,35 @@ from ..crypto import (
     unb64url,
 )
 from ..crypto.kdf import hmac_sha256
-from ..errors import Malformed, Misuse, Untrusted
+from ..errors import CloisterError, Malformed, Misuse, Untrusted
+from .drivers import DriverConfig
+from .entries import (
+    MAX_HANDLE,
+    SCHEMA,
+    DeviceKey,
+    Kek,
+    PassphraseUnlock,
+    Recovery,
+    Secret,
+    Unlock,
+    is_count,
+    malformed,
+    parse_unlock,
+)
 
-__all__ = ["MAX_VAULT", "SCHEMA", "Entry", "VaultDocument", "VaultKeys", "check_owner", "check_secret_name"]
+__all__ = [
+    "MAX_VAULT",
+    "VaultDocument",
+    "VaultKeys",
+    "check_owner",
+    "passphrase_context",
+    "recovery_context",
+    "root_context",
+]
 
-SCHEMA = "cloister/vault/v1"
 MAX_VAULT = 4 * 1024 * 1024
 _MAX_ENTRIES = 10_000
 _PARTY = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_NAME = re.compile(r"[a-z][a-z0-9.-]{0,62}")
-
-
-def _malformed() -> Malformed:
-    return Malformed("vault.form", f"The file is not a vault of the form {SCHEMA}; restore it from a backup.")
 
 
 def check_owner(owner: str) -> None:
@@ -42,81 +59,64 @@ def check_owner(owner: str) -> None:
         raise Misuse("vault.owner", "A party's name is lower-case letters, digits and '-', starting with a letter.")
 
 
-def check_secret_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise Misuse("vault.name", "A secret's name is lower-case letters, digits, '-' and '.', at most 63.")
-
-
-def _unboxed(text: Any) -> bytes:
-    try:
-        return unb64url(text)
-    except Malformed:
-        raise _malformed() from None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**53
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One sealed value. For a KEK the name is the vault's KEK id; for a secret ``epoch`` counts its replacements."""
-
-    name: str
-    epoch: int
-    box: bytes
+def _ascend(values: Sequence[Any]) -> bool:
+    return len(values) <= _MAX_ENTRIES and list(values) == sorted(set(values))
 
 
 @dataclass(frozen=True)
 class VaultDocument:
-    """All fields but the MAC. ``keks`` ascend by epoch, the last is the one that wraps; ``secrets`` ascend by name."""
+    """All fields but the MAC. ``keks`` ascend by epoch, the last is the one that wraps; ``secrets`` and ``keys`` ascend
+    by name and share no name. ``destroying``: handles of keys that the vault gave up and the device still holds."""
 
     vault: bytes
     owner: str
     revision: int
-    salt: bytes
-    params: Argon2Params
-    master: bytes
+    driver: DriverConfig
+    unlock: Unlock
     kek_id: str
-    keks: tuple[Entry, ...]
-    secrets: tuple[Entry, ...]
+    keks: tuple[Kek, ...]
+    secrets: tuple[Secret, ...] = ()
+    keys: tuple[DeviceKey, ...] = ()
+    destroying: tuple[bytes, ...] = ()
+    recovery: Recovery | None = None
 
     def __post_init__(self) -> None:
-        self.params.check()
-        epochs = [kek.epoch for kek in self.keks]
-        names = [secret.name for secret in self.secrets]
+        names = [secret.name for secret in self.secrets] + [key.name for key in self.keys]
         well_formed = (
             len(self.vault) == 16
             and _PARTY.fullmatch(self.owner)
-            and _is_count(self.revision)
-            and len(self.salt) == 16
+            and is_count(self.revision)
             and re.fullmatch(r"[0-9a-f]{32}", self.kek_id)
-            and 1 <= len(epochs) <= _MAX_ENTRIES
-            and len(names) <= _MAX_ENTRIES
-            and epochs == sorted(set(epochs))
-            and names == sorted(set(names))
-            and all(_is_count(entry.epoch) for entry in (*self.keks, *self.secrets))
-            and all(_NAME.fullmatch(name) for name in names)
-            and all(kek.name == self.kek_id for kek in self.keks)
+            and self.keks
+            and _ascend([kek.epoch for kek in self.keks])
+            and _ascend([secret.name for secret in self.secrets])
+            and _ascend([key.name for key in self.keys])
+            and _ascend(self.destroying)
+            and all(1 <= len(handle) <= MAX_HANDLE for handle in self.destroying)
+            and len(names) == len(set(names))
+            # A passphrase protects a file; what a device keeps, the device unlocks.
+            and isinstance(self.unlock, PassphraseUnlock) == (self.driver.name == "file")
         )
         if not well_formed:
-            raise _malformed()
+            raise malformed()
 
     def body(self) -> bytes:
         """Canonical JSON of everything but the MAC: what the MAC covers."""
         return canonical_json(self._fields())
 
     def _fields(self) -> dict[str, Any]:
-        costs = {"iterations": self.params.iterations, "lanes": self.params.lanes, "memory_kib": self.params.memory_kib}
         return {
-            "kdf": {"name": "argon2id", "salt": b64url(self.salt), **costs},
+            "destroying": [b64url(handle) for handle in self.destroying],
+            "driver": {"name": self.driver.name, "options": dict(self.driver.options)},
             "kek_id": self.kek_id,
-            "keks": [{"box": b64url(kek.box), "epoch": kek.epoch} for kek in self.keks],
-            "master": b64url(self.master),
+            "keks": [kek.fields() for kek in self.keks],
+            "keys": [key.fields() for key in self.keys],
             "owner": self.owner,
+            "recovery": None if self.recovery is None else self.recovery.fields(),
             "revision": self.revision,
             "schema": SCHEMA,
-            "secrets": [{"box": b64url(s.box), "epoch": s.epoch, "name": s.name} for s in self.secrets],
+            "secrets": [secret.fields() for secret in self.secrets],
+            "unlock": self.unlock.fields(),
             "vault": self.vault.hex(),
         }
 
@@ -136,45 +136,71 @@ class VaultDocument:
             document = cls._from_fields(raw)
             if canonical_json({**document._fields(), "mac": mac.hex()}) == data and len(mac) == 32:
                 return document, mac
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise _malformed() from None
-        raise _malformed()
+        except Malformed as error:
+            raise error if error.code == "vault.argon2" else malformed() from None
+        except (KeyError, TypeError, ValueError, AttributeError, CloisterError):
+            raise malformed() from None
+        raise malformed()
 
     @classmethod
     def _from_fields(cls, raw: dict[str, Any]) -> VaultDocument:
-        kdf, kek_id = raw["kdf"], raw["kek_id"]
-        costs = [kdf["memory_kib"], kdf["iterations"], kdf["lanes"]]
-        if not all(_is_count(cost) for cost in costs):
-            raise _malformed()
+        recovery = raw["recovery"]
         return cls(
             vault=bytes.fromhex(raw["vault"]),
             owner=raw["owner"],
             revision=raw["revision"],
-            salt=_unboxed(kdf["salt"]),
-            params=Argon2Params(*costs),
-            master=_unboxed(raw["master"]),
-            kek_id=kek_id,
-            keks=tuple(Entry(kek_id, kek["epoch"], _unboxed(kek["box"])) for kek in raw["keks"]),
-            secrets=tuple(Entry(s["name"], s["epoch"], _unboxed(s["box"])) for s in raw["secrets"]),
+            driver=DriverConfig(raw["driver"]["name"], raw["driver"]["options"]),
+            unlock=parse_unlock(raw["unlock"]),
+            kek_id=raw["kek_id"],
+            keks=tuple(Kek.parse(kek) for kek in raw["keks"]),
+            secrets=tuple(Secret.parse(secret) for secret in raw["secrets"]),
+            keys=tuple(DeviceKey.parse(key) for key in raw["keys"]),
+            destroying=tuple(unb64url(handle) for handle in raw["destroying"]),
+            recovery=None if recovery is None else Recovery.parse(recovery),
         )
 
     def master_context(self) -> bytes:
-        """Associated data of the master key's box: it opens in this vault, with these Argon2 costs, or not at all."""
-        p = self.params
-        costs = (p.memory_kib, p.iterations, p.lanes)
-        return frame("cloister/vault/master/v1", self.vault, self.owner, self.salt, *costs)
+        """Associated data of the master key's box: it opens in this vault, unlocked in this way, or not at all."""
+        if isinstance(self.unlock, PassphraseUnlock):
+            return passphrase_context(self.vault, self.owner, self.unlock.salt, self.unlock.params)
+        return root_context(self.vault, self.owner, self.driver.name)
 
-    def with_secret(self, entry: Entry) -> VaultDocument:
-        others = [s for s in self.secrets if s.name != entry.name]
-        return replace(self, secrets=tuple(sorted([*others, entry], key=lambda s: s.name)))
+    def find(self, name: str) -> Secret | DeviceKey | None:
+        secret = next((secret for secret in self.secrets if secret.name == name), None)
+        return secret or next((key for key in self.keys if key.name == name), None)
+
+    def with_entry(self, entry: Secret | DeviceKey) -> VaultDocument:
+        """Put a secret or key in the place of what has that name now."""
+        secrets = [e for e in self.secrets if e.name != entry.name]
+        keys = [e for e in self.keys if e.name != entry.name]
+        if isinstance(entry, Secret):
+            secrets.append(entry)
+        else:
+            keys.append(entry)
+        ordered = tuple(sorted(secrets, key=lambda e: e.name)), tuple(sorted(keys, key=lambda e: e.name))
+        return replace(self, secrets=ordered[0], keys=ordered[1])
+
+    def handles(self) -> frozenset[bytes]:
+        """Every handle that the vault knows of: what a device holds beside them, nobody uses."""
+        root = () if isinstance(self.unlock, PassphraseUnlock) else (self.unlock.handle,)
+        named = [*(kek.handle for kek in self.keks), *(key.handle for key in self.keys)]
+        return frozenset((*root, *named, *self.destroying))
+
+    def resealed(self, old: VaultKeys, new: VaultKeys) -> VaultDocument:
+        """The same secrets under another master key. KEKs and unlocking are the caller's business."""
+        moved = (new.seal(self.vault, s.kind, s.name, s.epoch, old.open(self.vault, s)) for s in self.secrets)
+        secrets = tuple(replace(s, box=box) for s, box in zip(self.secrets, moved, strict=True))
+        return replace(self, secrets=secrets)
 
 
 class VaultKeys:
-    """The two keys that come from a vault's master key: one seals entries, one authenticates the whole file."""
+    """A vault's master key, and what comes from it: one key seals entries, one authenticates the whole file, one is
+    the file driver's."""
 
-    __slots__ = ("_mac", "_seal")
+    __slots__ = ("_mac", "_master", "_seal")
 
     def __init__(self, master: bytes) -> None:
+        self._master = master
         self._seal = hkdf(master, info=b"cloister/vault/seal/v1")
         self._mac = hkdf(master, info=b"cloister/vault/mac/v1")
 
@@ -186,18 +212,42 @@ class VaultKeys:
         if not constant_time_equal(self.mac(document.body()), mac):
             raise Untrusted("vault.changed", "The vault file was changed by something else; restore it from a backup.")
 
-    def seal(self, vault: bytes, kind: str, name: str, epoch: int, value: bytes) -> Entry:
-        return Entry(name, epoch, seal_box(self._seal, value, _entry_context(vault, kind, name, epoch)))
+    def seal(self, vault: bytes, kind: str, name: str, epoch: int, value: bytes) -> bytes:
+        return seal_box(self._seal, value, _entry_context(vault, kind, name, epoch))
 
-    def open(self, vault: bytes, kind: str, entry: Entry) -> bytes:
+    def open(self, vault: bytes, secret: Secret) -> bytes:
         """Raises Untrusted unless the box was sealed for this vault, kind, name and epoch."""
-        return open_box(self._seal, entry.box, _entry_context(vault, kind, entry.name, entry.epoch))
+        return open_box(self._seal, secret.box, _entry_context(vault, secret.kind, secret.name, secret.epoch))
+
+    def file_driver_key(self) -> bytes:
+        return hkdf(self._master, info=b"cloister/vault/file-driver/v1")
+
+    def seal_master(self, key: bytes, context: bytes) -> bytes:
+        """The master key itself, boxed under ``key``: for a passphrase or for recovery."""
+        return seal_box(key, self._master, context)
+
+    def export_secret_master(self) -> bytes:
+        """The master key itself: only for wrapping it in a device."""
+        return self._master
 
     def __repr__(self) -> str:
         return "VaultKeys(…)"
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> NoReturn:
         raise TypeError("a vault's keys are not pickled")
+
+
+def passphrase_context(vault: bytes, owner: str, salt: bytes, params: Argon2Params) -> bytes:
+    costs = (params.memory_kib, params.iterations, params.lanes)
+    return frame("cloister/vault/master/v1", vault, owner, salt, *costs)
+
+
+def root_context(vault: bytes, owner: str, driver: str) -> bytes:
+    return frame("cloister/vault/root/v1", vault, owner, driver)
+
+
+def recovery_context(vault: bytes, owner: str, set_id: int, threshold: int, shares: int) -> bytes:
+    return frame("cloister/vault/recovery/v1", vault, owner, set_id, threshold, shares)
 
 
 def _entry_context(vault: bytes, kind: str, name: str, epoch: int) -> bytes:

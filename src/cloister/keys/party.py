@@ -1,4 +1,4 @@
-"""The secrets that every party has, and what they are called in its vault."""
+"""The keys that every party has, and what they are called in its vault."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ TLS = "tls"  # the broker's transport
 HPKE = "hpke"  # what others encrypt to this party
 CHECKPOINT = "checkpoint-root"  # shares of derived keys come from it (PROTOCOL §3)
 
-_RANDOM = (SIGNING, STATUS, RECEIPT, TLS, CHECKPOINT)
+# These only ever sign, so they can stay inside a device. The others must be at hand as bytes: TLS libraries, HPKE and
+# HKDF take nothing else.
+_SIGNING = (SIGNING, STATUS, RECEIPT)
+_RANDOM = (TLS, CHECKPOINT)
 
 
 def provision_party(vault: KeyVault) -> None:
-    """Make each secret that the vault does not hold yet. Safe to repeat, also after a crash in between."""
-    held = set(vault.secret_names())
+    """Make each key that the vault does not hold yet. Safe to repeat, also after a crash in between."""
+    keys = vault.keys()
+    held = {info.name for info in keys}
+    for name in _SIGNING:
+        if name not in held:
+            vault.create_signing_key(name)
     for name in _RANDOM:
         if name not in held:
             vault.put_secret(name, random_bytes(32))

@@ -1,13 +1,74 @@
-"""What a vault is to the rest of Cloister. One interface, whether the keys lie in a file, an HSM or a cloud's KMS."""
+"""What a vault is to the rest of Cloister, and what a driver is to a vault. One interface, whether the keys lie in a
+file, a TPM, an HSM or a cloud's KMS."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import ClassVar, Protocol, runtime_checkable
 
-from ..crypto import SigningKey
-from .models import WrappedKey
+from ..crypto import Signer
+from .models import KeyInfo, WrappedKey
 
-__all__ = ["KeyVault"]
+__all__ = ["KekDriver", "KeyVault", "SigningDriver"]
+
+
+class KekDriver(Protocol):
+    """Keeps KEKs, each under a handle, and wraps data keys with them. tests/vault_conformance.py is its suite.
+
+    A handle (at most 4096 bytes, no secret by itself) names one KEK for ever; the vault's file keeps it, authenticated.
+    ``context`` is what binds a wrapped key (``wrap_context``): where the service takes associated data it goes there;
+    where it does not (AES-KWP, RSA-OAEP), the driver wraps ``dek ‖ SHA-256(context)`` and compares after unwrapping,
+    in constant time. Every method raises Unavailable when device or service can't be reached, Denied when it refuses
+    the credential, and never puts a credential or a key into a message. Drivers reconnect by themselves after a lost
+    session, once per call; they are used by several threads at once.
+    """
+
+    name: ClassVar[str]  # "file", "tpm", "pkcs11", "transit", "aws", "gcp", "azure"
+    experimental: ClassVar[bool]  # True while it was never run against the real thing
+    algorithm: ClassVar[str]  # stands in every WrappedKey, so that it can change later
+
+    def create(self, kek_id: str, epoch: int) -> bytes:
+        """A new KEK, non-extractable where the device can; its handle. ``kek_id`` and ``epoch`` label it for people."""
+        ...
+
+    def wrap(self, handle: bytes, dek: bytes, context: bytes) -> bytes:
+        """Box of a key of 32 bytes; at most 2048 bytes. Raises Misuse (``wrap.dek``) for another size, Denied
+        (``wrap.gone``) for a KEK that is not there any more."""
+        ...
+
+    def unwrap(self, handle: bytes, box: bytes, context: bytes) -> bytes:
+        """The 32 bytes. Raises Untrusted (``wrap.changed``) for a changed box or another context, Denied
+        (``wrap.gone``) for a KEK that is not there any more, or a handle that never named one."""
+        ...
+
+    def destroy(self, handle: bytes) -> str | None:
+        """Make the KEK unusable for ever. Idempotent. Returns None when it is gone now, else one sentence that says
+        what remains (a KMS with a waiting period, a file's backups)."""
+        ...
+
+    def list(self, kek_id: str) -> Sequence[bytes]:
+        """Handles of that line that device or service holds: what a crash left behind can be found and destroyed."""
+        ...
+
+    def close(self) -> None:
+        """End the connection and drop what is in memory. Idempotent; every other method then raises Misuse
+        (``vault.closed``)."""
+        ...
+
+
+@runtime_checkable
+class SigningDriver(KekDriver, Protocol):
+    """A driver that keeps Ed25519 signing keys, too. ``destroy`` takes their handles, and ``list`` shows them."""
+
+    def create_signer(self, name: str) -> tuple[bytes, bytes]:
+        """A new key, non-extractable where the device can: (handle, 32 public bytes). ``name`` is
+        ``<kek_id>/<name of the key>/<epoch>``; its first part is what ``list`` is asked for."""
+        ...
+
+    def signer(self, handle: bytes) -> Signer:
+        """What signs with that key, as often as wanted. It, or its ``sign``, raises Denied (``sign.gone``) for a key
+        that is not there any more, Misuse (``vault.closed``) after ``close``."""
+        ...
 
 
 class KeyVault(Protocol):
@@ -23,6 +84,16 @@ class KeyVault(Protocol):
     @property
     def owner(self) -> str:
         """The party whose vault it is."""
+        ...
+
+    @property
+    def driver(self) -> str:
+        """The name of what keeps the KEKs."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What whoever runs this vault should know, for example that its driver is experimental."""
         ...
 
     @property
@@ -44,13 +115,17 @@ class KeyVault(Protocol):
         """The KEKs that can still unwrap."""
         ...
 
+    def keys(self) -> Sequence[KeyInfo]:
+        """Every KEK and named key: what it is, where it lies, since when, and how often it was used since start."""
+        ...
+
     def wrap(self, dek: bytes, manifest_digest: bytes) -> WrappedKey:
         """Wrap a data key (32 bytes) under the newest KEK for one manifest (32 bytes)."""
         ...
 
     def unwrap(self, wrapped: WrappedKey, manifest_digest: bytes) -> bytes:
         """The data key. Raises Untrusted if it was wrapped for another manifest or changed, Denied if its KEK
-        is another vault's or was destroyed."""
+        is another vault's, of another algorithm, or was destroyed."""
         ...
 
     def rewrap(self, wrapped: WrappedKey, manifest_digest: bytes) -> WrappedKey:
@@ -61,9 +136,9 @@ class KeyVault(Protocol):
         """Start a new epoch and return it. Older epochs still unwrap, until they are destroyed."""
         ...
 
-    def destroy_epoch(self, epoch: int) -> None:
-        """Forget an older KEK: what is wrapped under it can't be unwrapped here any more. Backups of the
-        vault, and keys that were released before, are out of its reach. Raises Misuse for the newest epoch."""
+    def destroy_epoch(self, epoch: int) -> str | None:
+        """Forget an older KEK: what is wrapped under it can't be unwrapped here any more. Returns what is out of
+        reach, in one sentence, or None (``KekDriver.destroy``). Raises Misuse for the newest epoch."""
         ...
 
     def secret_names(self) -> tuple[str, ...]: ...
@@ -76,8 +151,12 @@ class KeyVault(Protocol):
         """The secret itself. Raises Misuse if there is none of that name."""
         ...
 
-    def signing_key(self, name: str) -> SigningKey:
-        """The Ed25519 key whose seed is the secret of that name."""
+    def create_signing_key(self, name: str, *, replace: bool = False) -> Signer:
+        """A new Ed25519 key of that name: inside the device where the driver can sign, else as a secret."""
+        ...
+
+    def signing_key(self, name: str) -> Signer:
+        """The Ed25519 key of that name. Raises Misuse if there is none."""
         ...
 
     def close(self) -> None:
