@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/lock.py
 
-The lock holds the exact version of everything that `cloister[train,node,demo,dev]` needs, found by walking the
+The lock holds the exact version of everything that `cloister` with all its extras needs, found by walking the
 metadata of what is installed here. What lies in the environment and is needed by nothing is named on stderr and
 left out: so a package that was installed to try something never reaches another machine by accident.
 """

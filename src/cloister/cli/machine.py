@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,15 +26,25 @@ def up(
     single_user: Annotated[
         bool, typer.Option("--single-user", help="Run every part as this user, even as root.")
     ] = False,
+    objects: Annotated[
+        str | None, typer.Option("--objects", help="Where sealed objects lie: s3://bucket/prefix; else in the home.")
+    ] = None,
+    objects_credentials: Annotated[
+        Path | None, typer.Option("--objects-credentials", help="File of the store's credentials, mode 0600.")
+    ] = None,
+    objects_cache: Annotated[
+        int | None, typer.Option("--objects-cache", help="MiB of the store's ciphertext kept on this disk.")
+    ] = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Start the control plane and the node on this machine. Running it again changes nothing."""
+    store: dict[str, Any] = {"objects": objects, "credentials": objects_credentials, "cache_mib": objects_cache}
     with at_home(home) as place:
         if foreground:
-            raise typer.Exit(operations.run_in_foreground(place, single_user=single_user))
+            raise typer.Exit(operations.run_in_foreground(place, single_user=single_user, **store))
         with spinner("starting Cloister"):
-            state, started = operations.up(place, single_user=single_user)
+            state, started = operations.up(place, single_user=single_user, **store)
         document = _document(place, state)
         lines = ["Cloister is up." if started else "Cloister was up already.", *_lines(document)]
         result({**document, "started": started}, lines, as_json=as_json)

@@ -26,6 +26,14 @@ def _command(home: Home, single_user: bool) -> list[str]:
     return [*command, "--single-user"] if single_user else command
 
 
+def _storage(objects: str | None, credentials: Path | None, cache_mib: int | None) -> list[str]:
+    """Options for a store of objects elsewhere. The credentials' file is named, never what is in it."""
+    named = {"--objects": objects, "--objects-credentials": credentials, "--objects-cache": cache_mib}
+    if objects is None and (credentials is not None or cache_mib is not None):
+        raise Misuse("control.objects", "Name the store that these options are for with --objects.")
+    return [f"{name}={value}" for name, value in named.items() if value is not None]
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -47,14 +55,28 @@ def _open_log(path: Path) -> BinaryIO:
     return os.fdopen(fd, "ab")
 
 
-def up(home: Home, *, single_user: bool = False) -> tuple[dict[str, Any], bool]:
-    """Start what isn't running. Returns (status, whether it was started now). Raises the failing part's own error."""
+def up(
+    home: Home,
+    *,
+    single_user: bool = False,
+    objects: str | None = None,
+    credentials: Path | None = None,
+    cache_mib: int | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Start what isn't running. Returns (status, whether it was started now). Raises the failing part's own error.
+
+    ``objects`` is the URL of a store for sealed objects, ``credentials`` a file of mode 0600 for it, ``cache_mib`` how
+    much of it is kept here; the home remembers them.
+    """
+    more = _storage(objects, credentials, cache_mib)
     if home.running():
+        if more:
+            raise Misuse("home.running", "Cloister is running here; 'cloister down' first, then name its store.")
         return home.status(), False
     _make_folder(home.path)
     with _open_log(home.path / "supervisor.log") as log:
         process = subprocess.Popen(
-            _command(home, single_user),
+            [*_command(home, single_user), *more],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -92,12 +114,23 @@ def _await_ready(process: subprocess.Popen[bytes]) -> None:
         raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
 
 
-def run_in_foreground(home: Home, *, single_user: bool = False) -> int:
-    """Run the supervisor as this terminal's process until it is interrupted; returns its exit code."""
+def run_in_foreground(
+    home: Home,
+    *,
+    single_user: bool = False,
+    objects: str | None = None,
+    credentials: Path | None = None,
+    cache_mib: int | None = None,
+) -> int:
+    """Run the supervisor as this terminal's process until it is interrupted; returns its exit code.
+
+    Options as in ``up``.
+    """
+    more = _storage(objects, credentials, cache_mib)
     if home.running():
         raise Misuse("home.running", "Cloister is running here already; stop it with 'cloister down' first.")
     _make_folder(home.path)
-    process = subprocess.Popen(_command(home, single_user), stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([*_command(home, single_user), *more], stdin=subprocess.DEVNULL)
     while True:
         try:
             return process.wait()

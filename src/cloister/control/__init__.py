@@ -1,12 +1,13 @@
 """The control plane: catalogue, store and queue. It sees ciphertext and metadata, and is trusted for availability only.
 
 The tour: ``requests`` (who asks; pure), ``states`` (a job's life; pure), ``directory`` (cards by name), ``objects``
-and ``sink`` (sealed objects), ``agreements`` (contracts, signatures, revocations), ``jobs`` (what parties do),
-``runs`` (what the node does), ``service`` (all of it together), ``api`` (HTTP), ``server`` (the process).
-``embedded`` starts every part on one machine.
+and ``sink`` (sealed objects), ``storage`` (where they lie, if elsewhere), ``agreements`` (contracts, signatures,
+revocations), ``jobs`` (what parties do), ``runs`` (what the node does), ``service`` (all of it together), ``api``
+(HTTP), ``server`` (the process). ``embedded`` starts every part on one machine.
 """
 
 from .limits import Limits
 from .service import ControlPlane
+from .storage import Storage
 
-__all__ = ["ControlPlane", "Limits"]
+__all__ = ["ControlPlane", "Limits", "Storage"]

@@ -25,6 +25,7 @@ from ..fields import Fields, party_name
 from ..node.image import build_image, image_stamp
 from ..node.uids import allocate_uid, who_can_traverse
 from .processes import Part, PartProcess
+from .storage import DEFAULT_CACHE_MIB, store_arguments, store_choice, store_credentials
 
 __all__ = ["Supervisor", "main"]
 
@@ -36,13 +37,15 @@ _RESTARTS = 3  # of one part; then something is wrong that starting again does n
 class Supervisor:
     """Starts, watches and stops the parts. State that must survive lies in ``supervisor.json``."""
 
-    def __init__(self, home: Path, *, separate_users: bool) -> None:
+    def __init__(self, home: Path, *, separate_users: bool, objects: dict[str, Any] | None = None) -> None:
+        """``objects``: a store's ``url``, ``credentials`` (a path or None) and ``cache_mib``; None keeps the last."""
         self._home = home
         self._separate = separate_users
         self._state_file = home / "supervisor.json"
         self._state: dict[str, Any] = {"ports": {}, "parties": {}, "node_key": secrets.token_hex(32)}
         if self._state_file.exists():
             self._state = json.loads(self._state_file.read_text())
+        self._objects = objects or self._state.get("objects")
         self._parts: dict[str, PartProcess] = {}
         self._restarts: dict[str, int] = {}
 
@@ -51,14 +54,21 @@ class Supervisor:
     def start(self) -> None:
         """Control plane and node. Raises the part's own error when one does not come up."""
         node_key = SigningKey(bytes.fromhex(self._state["node_key"]))
-        control = ("--home", str(self._folder("control")), "--listen", self._listen("control"))
-        self._start("control", "cloister.control", (*control, "--node-key", node_key.public.hex()))
+        control: tuple[str, ...] = ("--home", str(self._folder("control")), "--listen", self._listen("control"))
+        control = (*control, "--node-key", node_key.public.hex(), *store_arguments(self._objects))
+        self._start("control", "cloister.control", control)
+        self._state["objects"] = self._objects  # only now: a store that did not open is not remembered
+        self._save()
         image = self._image()
         node = ("--home", str(self._folder("node")), "--control", self._url(), "--image", str(image))
         self._start("node", "cloister.node", node)
 
-    def start_party(self, name: str, part_of: str | None, passphrase: str, *, create: bool) -> int:
-        """A party's broker; returns its port."""
+    def start_party(
+        self, name: str, part_of: str | None, passphrase: str, *, create: bool, vault: dict[str, Any] | None = None
+    ) -> int:
+        """A party's broker; returns its port. ``vault`` names what keeps its KEKs (a driver's ``name`` and
+        ``options``), None what kept them last: the passphrase goes where that points, so it never comes from the vault
+        file."""
         role = f"party/{party_name(name)}"
         exists = (self._home / "parties" / name / "vault.json").exists()
         if create and exists:
@@ -72,8 +82,12 @@ class Supervisor:
         arguments = ["--home", str(self._folder(f"parties/{name}", role)), "--listen", listen]
         if create:
             arguments += ["--init", name, *(["--part-of", part_of] if part_of else [])]
+        known = self._state["parties"].get(name, {})
+        vault = vault or known.get("vault") or {"name": "file", "options": {}}
+        arguments += ["--vault-driver", vault["name"]]
+        arguments += [f"--vault-option={key}={value}" for key, value in sorted(vault["options"].items())]
         self._start(role, "cloister.broker", tuple(arguments), secret=passphrase)
-        self._state["parties"][name] = {"part_of": part_of}
+        self._state["parties"][name] = {"part_of": part_of or known.get("part_of"), "vault": vault}
         self._save()
         return int(listen.rpartition(":")[2])
 
@@ -133,6 +147,9 @@ class Supervisor:
         uid = allocate_uid(self._home, name) if self._separate else None
         # The node's key to sign requests with also goes through the pipe.
         given = self._state["node_key"] if name == "node" else secret
+        if name == "control":
+            # Read anew at each start: who replaced the store's keys only starts again.
+            given = store_credentials(self._objects)
         self._parts[name] = PartProcess.start(Part(name, module, arguments, uid), self._home, secret=given)
 
     def _image(self) -> Path:
@@ -225,9 +242,19 @@ def _act(supervisor: Supervisor, line: bytes) -> tuple[dict[str, Any], bool]:
         return {"ok": True}, True
     if op == "start-party":
         part_of = None if f.raw("part_of", optional=True) is None else f.party("part_of")
-        port = supervisor.start_party(f.party("name"), part_of, f.text("passphrase"), create=f.boolean("create"))
+        vault = None if f.raw("vault", optional=True) is None else _vault(f.child("vault"))
+        port = supervisor.start_party(
+            f.party("name"), part_of, f.text("passphrase"), create=f.boolean("create"), vault=vault
+        )
         return {"ok": True, "port": port}, False
     return supervisor.status(), False
+
+
+def _vault(f: Fields) -> dict[str, Any]:
+    """What keeps a party's KEKs. The broker judges names and values; here they only must be texts."""
+    vault = {"name": f.text("name", limit=32), "options": f.mapping("options", lambda _, value: str(value), limit=16)}
+    f.done()
+    return vault
 
 
 def _read_line(connection: socket.socket) -> bytes:
@@ -252,6 +279,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cloister.control.embedded")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--single-user", action="store_true")
+    parser.add_argument("--objects", help="where objects lie: s3://bucket/prefix; else in the home")
+    parser.add_argument("--objects-credentials", type=Path, help="file of the store's credentials, mode 0600")
+    parser.add_argument("--objects-cache", type=int, default=DEFAULT_CACHE_MIB, help="MiB of ciphertext kept here")
     options = parser.parse_args()
     home: Path = options.home.absolute()
     separate = os.geteuid() == 0 and not options.single_user
@@ -263,7 +293,7 @@ def main() -> int:
             uid = allocate_uid(home, "control")
             for path in (home, Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parent):
                 who_can_traverse(path, uid, uid)
-        supervisor = Supervisor(home, separate_users=separate)
+        supervisor = Supervisor(home, separate_users=separate, objects=store_choice(options))
         try:
             supervisor.start()
             print(json.dumps({"ready": True, **supervisor.status()}), flush=True)

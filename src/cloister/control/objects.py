@@ -7,20 +7,23 @@ root were checked. What fails is removed, so nothing half-checked is ever served
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select
+from sqlalchemy import Connection, Row, and_, delete, func, or_, select
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from ..crypto import Envelope
+from ..crypto.streaming import ReadableFile
 from ..errors import CloisterError, Denied, Malformed, Misuse, Unavailable
 from ..sealed import MANIFEST_NAME, Manifest, check_ciphertext, member_name, verify_manifest
+from ..sealed.ports import ObjectSource
+from ..sealed.stores import LocalStore, Store
 from .database import Database
 from .directory import NODE, Directory
 from .errors import NotFound
@@ -28,7 +31,7 @@ from .limits import Limits
 from .sink import FileSink
 from .tables import contract_assets, contract_parties, jobs, objects, uploads
 
-__all__ = ["ObjectStore"]
+__all__ = ["ObjectStore", "StoredFile"]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,3}")
@@ -41,14 +44,31 @@ def check_digest(text: str) -> str:
     return text
 
 
-class ObjectStore:
-    """``home``/objects holds what was checked, ``home``/uploads what is arriving."""
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of an object in a store elsewhere: ``size`` bytes of ciphertext."""
 
-    def __init__(self, home: Path, database: Database, directory: Directory, limits: Limits) -> None:
+    source: ObjectSource
+    name: str
+    size: int
+
+    def open(self) -> ReadableFile:
+        """Raises Untrusted or Unavailable."""
+        return self.source.open(self.name, self.size)
+
+
+class ObjectStore:
+    """``home``/objects, or ``store``, holds what was checked, ``home``/uploads what is arriving."""
+
+    def __init__(
+        self, home: Path, database: Database, directory: Directory, limits: Limits, store: Store | None = None
+    ) -> None:
         self._objects, self._uploads = home / "objects", home / "uploads"
         self._database, self._directory, self._limits = database, directory, limits
         for folder in (self._objects, self._uploads):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._local = LocalStore(self._objects) if store is None else None
+        self._store: Store = self._local or store  # type: ignore[assignment]  # one of them is there
 
     # --- uploading -------------------------------------------------------------------------------------------------
 
@@ -123,8 +143,7 @@ class ObjectStore:
             if not isinstance(error, Unavailable):
                 self._discard(digest, party)
             raise
-        with storage_errors():
-            os.rename(folder, self._objects / digest)
+        self._store.take(folder, bytes.fromhex(digest))
         self._keep(digest, manifest, party, now)
         return {"digest": digest, "state": "stored"}
 
@@ -142,7 +161,8 @@ class ObjectStore:
             "version": manifest.version,
         }
         with self._database.write() as connection:
-            connection.execute(insert(objects).values(row))
+            # Who commits twice at once is answered twice.
+            connection.execute(upsert(objects).values(row).on_conflict_do_nothing())
             connection.execute(delete(uploads).where(uploads.c.digest == digest, uploads.c.party == party))
 
     def _discard(self, digest: str, party: str) -> None:
@@ -151,13 +171,18 @@ class ObjectStore:
             connection.execute(delete(uploads).where(uploads.c.digest == digest, uploads.c.party == party))
 
     def sweep(self, *, now: int) -> None:
-        """At start: forget uploads that nobody finished in time, and folders that no row knows."""
+        """At start: forget uploads that nobody finished in time, and folders that no row knows.
+
+        A store elsewhere may hold what others put there: of it only the rest of broken uploads goes.
+        """
         with self._database.read() as connection:
             rows = connection.execute(select(uploads)).all()
             known = set(connection.execute(select(objects.c.digest)).scalars())
         for row in rows:
             if row.started < now - self._limits.upload_seconds:
                 self._discard(row.digest, row.party)
+        if self._local is None:
+            self._store.sweep(before=now - self._limits.upload_seconds)
         for folder in self._objects.iterdir():
             if folder.name not in known:  # renamed, but the machine stopped before the row was written
                 shutil.rmtree(folder, ignore_errors=True)
@@ -187,14 +212,20 @@ class ObjectStore:
         with self._database.read() as connection:
             return connection.execute(select(objects.c.stored).where(objects.c.digest == digest)).first() is not None
 
-    def manifest_path(self, digest: str, party: str) -> Path:
+    def manifest(self, digest: str, party: str) -> bytes:
+        """The signed manifest as it was stored. Raises NotFound, Untrusted or Unavailable."""
         self._check_visible(check_digest(digest), party)
-        return self._objects / digest / MANIFEST_NAME
+        return self._store.source(bytes.fromhex(digest)).envelope()
 
-    def file_path(self, digest: str, index: str, party: str) -> Path:
+    def file(self, digest: str, index: str, party: str) -> Path | StoredFile:
+        """Where one file's ciphertext is: a path on this disk, or a file elsewhere. Raises as ``manifest``."""
         self._check_visible(check_digest(digest), party)
-        manifest = Manifest.from_payload(_manifest_envelope(self._objects / digest).payload)
-        return self._objects / digest / member_name(self._number(index, manifest))
+        source = self._store.source(bytes.fromhex(digest))
+        manifest = Manifest.from_payload(Envelope.from_bytes(source.envelope()).payload)
+        number = self._number(index, manifest)
+        if self._local is not None:
+            return self._local.path(bytes.fromhex(digest)) / member_name(number)
+        return StoredFile(source, member_name(number), manifest.files[number].ciphertext_size)
 
     def _check_visible(self, digest: str, party: str) -> None:
         query = select(objects.c.digest).where(objects.c.digest == digest, visible_to(party))

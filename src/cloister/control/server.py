@@ -13,6 +13,7 @@ from ..errors import Misuse, Unavailable
 from .api import make_app
 from .api.changes import Changes
 from .service import ControlPlane
+from .storage import Storage
 
 __all__ = ["serve"]
 
@@ -34,10 +35,15 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets=sockets)
 
 
-def serve(home: Path, listen: str, node_key: bytes) -> None:
-    """Serve until SIGTERM. Raises Misuse (address, folder in use) or Unavailable (the port is taken)."""
+def serve(home: Path, listen: str, node_key: bytes, storage: Storage | None = None) -> None:
+    """Serve until SIGTERM. Raises Misuse (address, folder in use), Unavailable (the port is taken), and what a store
+    elsewhere raises."""
     sock = _bind(listen)
-    plane = ControlPlane(home, node_key=node_key)
+    try:
+        plane = ControlPlane(home, node_key=node_key, storage=storage)
+    except BaseException:
+        sock.close()
+        raise
     try:
         changes = Changes()
         config = uvicorn.Config(

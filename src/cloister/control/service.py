@@ -24,7 +24,8 @@ from .limits import Limits
 from .objects import ObjectStore
 from .requests import Asked, Caller, ReplayGuard, check_request
 from .runs import Runs
-from .tables import settings
+from .storage import OpenStorage, Storage
+from .tables import objects, settings
 
 __all__ = ["ControlPlane"]
 
@@ -35,8 +36,16 @@ class ControlPlane:
     """Everything that the API calls. ``home`` belongs to this process alone while it runs."""
 
     def __init__(
-        self, home: Path, *, node_key: bytes, limits: Limits | None = None, clock: Callable[[], float] = time.time
+        self,
+        home: Path,
+        *,
+        node_key: bytes,
+        limits: Limits | None = None,
+        storage: Storage | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """``storage`` None keeps objects on this disk. Raises Misuse (folder in use, objects kept elsewhere so far),
+        and what ``storage`` raises."""
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _hold(home / "lock")
         self.limits = limits or Limits()
@@ -44,21 +53,47 @@ class ControlPlane:
         self._since = self.now()
         self._database = Database(home / "catalogue.db")
         self.directory = Directory(self._database, node_key=node_key, limits=self.limits)
-        self.objects = ObjectStore(home, self._database, self.directory, self.limits)
+        self._storage: OpenStorage | None = None
+        try:
+            self._check_place("" if storage is None else storage.url)
+            self._storage = None if storage is None else storage.open(home)
+        except BaseException:
+            self.close()
+            raise
+        store = None if self._storage is None else self._storage.store
+        self.objects = ObjectStore(home, self._database, self.directory, self.limits, store)
         self.agreements = Agreements(self._database, self.directory, self.limits)
         self.jobs = Jobs(self._database, self.agreements, self.objects, self.limits)
         self.runs = Runs(self._database, self.agreements, self.limits)
         self._replays = ReplayGuard(capacity=self.limits.remembered_requests)
         self.id = self._setting("id", random_bytes(32).hex())
-        self.objects.sweep(now=self.now())
+        try:
+            self.objects.sweep(now=self.now())
+        except BaseException:
+            self.close()
+            raise
 
     def now(self) -> int:
         """Unix seconds."""
         return int(self._clock())
 
     def close(self) -> None:
+        if self._storage is not None:
+            self._storage.close()
         self._database.close()
         os.close(self._lock)
+
+    def _check_place(self, url: str) -> None:
+        """Objects in the catalogue lie where they were put: a store that was configured later does not have them."""
+        before = self._setting("objects", "")  # "": on this disk, as in every installation at first
+        with self._database.write() as connection:
+            if before != url and connection.execute(select(objects.c.digest).limit(1)).first() is not None:
+                raise Misuse(
+                    "control.objects", "The objects of this installation lie in another store; name that one again."
+                )
+            values = {"name": "objects", "value": url}
+            row = upsert(settings).values(values)
+            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"value": url}))
 
     def authenticate(self, header: str | None, asked: Asked, *, key: tuple[str, bytes] | None = None) -> Caller:
         """Who asks. ``key``: a party that is not in the directory yet, with the key of the card it offers."""

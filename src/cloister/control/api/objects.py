@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from starlette.responses import FileResponse
+from pathlib import Path
+
+from starlette.responses import FileResponse, Response
 
 from .endpoint import Answer, Call
+from .ranged import ranged
 
 __all__ = ["commit", "get_file", "get_manifest", "list_assets", "put_file", "put_manifest"]
 
@@ -46,16 +49,18 @@ async def commit(call: Call) -> Answer:
 
 async def get_manifest(call: Call) -> Answer:
     await call.signed()
-    path = await call.run(lambda: call.plane.objects.manifest_path(call.path("digest"), call.party))
-    return FileResponse(path, media_type="application/json")
+    data = await call.run(lambda: call.plane.objects.manifest(call.path("digest"), call.party))
+    return Response(data, media_type="application/json")
 
 
 async def get_file(call: Call) -> Answer:
     """Ciphertext; honours Range."""
     await call.signed()
     digest, index = call.path("digest"), call.path("index")
-    path = await call.run(lambda: call.plane.objects.file_path(digest, index, call.party))
-    return FileResponse(path, media_type=_OPAQUE)
+    found = await call.run(lambda: call.plane.objects.file(digest, index, call.party))
+    if isinstance(found, Path):
+        return FileResponse(found, media_type=_OPAQUE)
+    return await ranged(found, call.request.headers.get("range"), _OPAQUE)
 
 
 async def list_assets(call: Call) -> Answer:
