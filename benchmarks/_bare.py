@@ -1,18 +1,19 @@
 """The baseline: the very same training code on plain files, with no sealing, no sandbox, no lease and no telemetry.
 
 ``run`` starts it in a process of its own with the sandbox's environment variables, so that allocator, OpenMP and thread
-settings are equal. Its checkpoints are written as plain files without fsync, as transformers' own Trainer does:
-somebody who trains without protection wants to survive a crash, too.
+settings are equal. Its checkpoints are written as plain files without fsync, as transformers' own Trainer does, and
+beside the training, as the sealed ones: somebody who trains without protection wants to survive a crash, too.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,11 +60,12 @@ class _PlainCheckpoints:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def save(self, step: int, blobs: Mapping[str, bytes]) -> None:
+    def save(self, step: int, files: Iterable[tuple[str, BinaryIO]]) -> None:
         target = self._folder / f"{step:08d}"
         target.mkdir()
-        for name, blob in blobs.items():
-            (target / name).write_bytes(blob)
+        for name, file in files:
+            with (target / name).open("wb") as out:
+                shutil.copyfileobj(file, out, 1 << 22)
 
     def latest(self) -> None:
         return None
@@ -73,6 +75,8 @@ class _Unwatched:
     """No lease to keep, and nobody who is told."""
 
     def check(self) -> None: ...
+
+    def on_loss(self, clear: Callable[[], None]) -> None: ...
 
     def report(self, stage: str, step: int, total: int, values: Mapping[str, str]) -> None: ...
 

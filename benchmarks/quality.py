@@ -16,9 +16,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 TASKS = {
     "banking77": ("banking77/train.csv", {"text": "text", "label": "category"}, 1),
@@ -31,8 +31,8 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_TRIM_THRESHOLD_": "-1", "MA
 class Quiet:
     """The ports of a run without brokers: nothing is kept, nothing can be lost; progress goes to stderr."""
 
-    def save(self, step: int, blobs: Mapping[str, bytes]) -> None:
-        raise AssertionError(f"no checkpoints were asked for, but {sorted(blobs)} came at step {step}")
+    def save(self, step: int, files: Iterable[tuple[str, BinaryIO]]) -> None:
+        raise AssertionError(f"no checkpoints were asked for, but {sorted(n for n, _ in files)} came at step {step}")
 
     def latest(self) -> None:
         return None
@@ -43,6 +43,8 @@ class Quiet:
 
     def check(self) -> None:
         return None
+
+    def on_loss(self, clear: Callable[[], None]) -> None: ...
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, BinaryIO
 
 WORDS = [
     "card", "lost", "stolen", "money", "transfer", "arrived", "late", "pin", "wrong", "app", "phone", "bank",
@@ -109,6 +109,21 @@ def banking_csv(rows: int = 120) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
+class MemoryFiles:
+    """Files of a checkpoint in memory, as a sink gives them back."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+
+    def paths(self) -> list[str]:
+        return list(self._files)
+
+    def open(self, path: str) -> io.BytesIO:
+        return io.BytesIO(self._files[path])
+
+    def close(self) -> None: ...
+
+
 class MemorySink:
     """A checkpoint sink that keeps everything. ``stop_at``: raise once that step is saved, as a killed run ends."""
 
@@ -116,13 +131,16 @@ class MemorySink:
         self.saved: dict[int, dict[str, bytes]] = {}
         self.stop_at = stop_at
 
-    def save(self, step: int, blobs: Mapping[str, bytes]) -> None:
-        self.saved[step] = dict(blobs)
+    def save(self, step: int, files: Iterable[tuple[str, BinaryIO]]) -> None:
+        self.saved[step] = {name: file.read() for name, file in files}
         if step == self.stop_at:
             raise InterruptedError("killed")
 
-    def latest(self) -> tuple[int, Mapping[str, bytes]] | None:
-        return max(self.saved.items()) if self.saved else None
+    def latest(self) -> tuple[int, MemoryFiles] | None:
+        if not self.saved:
+            return None
+        step, files = max(self.saved.items())
+        return step, MemoryFiles(files)
 
 
 class Recorder:
@@ -132,6 +150,7 @@ class Recorder:
         self.reports: list[tuple[str, int, int, dict[str, str]]] = []
         self.checks = 0
         self.lose_at = lose_at
+        self.copies: list[Callable[[], None]] = []
 
     def report(self, stage: str, step: int, total: int, values: Mapping[str, str]) -> None:
         self.reports.append((stage, step, total, dict(values)))
@@ -142,3 +161,6 @@ class Recorder:
         self.checks += 1
         if self.lose_at is not None and self.checks >= self.lose_at:
             raise Denied("lease.expired", "A key lease ended before it was renewed.")
+
+    def on_loss(self, clear: Callable[[], None]) -> None:
+        self.copies.append(clear)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 import socket
@@ -132,8 +133,15 @@ class Sink:
 
     def save(self, step: int, **blobs: bytes) -> None:
         sink = self.open()
-        sink.save(step, blobs)
+        sink.save(step, ((name, io.BytesIO(blob)) for name, blob in blobs.items()))
         self.known = sink._known
+
+    def newest(self) -> tuple[int, dict[str, bytes]]:
+        found = self.open().latest()
+        assert found is not None
+        step, files = found
+        with files:
+            return step, {path: files.read(path) for path in files.paths()}
 
 
 @pytest.fixture
@@ -147,17 +155,49 @@ def test_a_later_instance_goes_on_from_the_recorded_checkpoint(sink: Sink) -> No
     later = Sink(sink.folder, run_context(), sink.secret)
     later.run = RunContext(sink.run.contract, sink.run.job, b"j" * 16, "tpm", WorkloadIdentity(), Link())  # type: ignore[arg-type]
     later.known = sink.known
-    found = later.open().latest()
-    assert found is not None
-    assert (found[0], dict(found[1])) == (20, {"weights": b"w20", "state": b"s"})
+    assert later.newest() == (20, {"weights": b"w20", "state": b"s"})
     assert len(sink.records) == 2
     assert b"w20" not in b"".join(p.read_bytes() for p in sink.folder.rglob("*") if p.is_file())
 
 
-def test_only_the_newest_two_are_kept_and_a_step_can_be_sealed_again(sink: Sink) -> None:
-    for step in (10, 20, 30, 30):
+def test_only_the_newest_two_are_kept_and_an_unrecorded_step_is_sealed_again(sink: Sink) -> None:
+    for step in (10, 20):
         sink.save(step, weights=str(step).encode())
+    taken = sink.records
+
+    class Refusing(list[str]):
+        def append(self, _: str) -> None:
+            raise Unavailable("broker.unreachable", "The broker of lab does not answer; is it running?")
+
+    sink.records = Refusing()
+    with pytest.raises(Unavailable):
+        sink.save(30, weights=b"never recorded")
+    assert sorted(p.name for p in sink.folder.iterdir()) == ["00000010", "00000020", "00000030"]
+    assert sink.newest() == (20, {"weights": b"20"})
+    sink.records = taken
+    sink.save(30, weights=b"30")
     assert sorted(p.name for p in sink.folder.iterdir()) == ["00000020", "00000030"]
+    assert sink.newest() == (30, {"weights": b"30"})
+    assert len(sink.records) == 3
+
+
+def test_a_recorded_step_is_never_written_over(sink: Sink) -> None:
+    sink.save(20, weights=b"w20")
+    for step in (20, 10):
+        with pytest.raises(Internal) as caught:
+            sink.save(step, weights=b"other")
+        assert caught.value.code == "checkpoint.step"
+    assert sink.newest() == (20, {"weights": b"w20"})
+    assert len(sink.records) == 1
+
+
+def test_what_else_lies_in_the_folder_does_not_push_the_newest_out(sink: Sink) -> None:
+    for name in ("99999998", "99999999", "00000005", "other"):
+        (sink.folder / name).mkdir()
+    sink.save(10, weights=b"w10")
+    sink.save(20, weights=b"w20")
+    assert sorted(p.name for p in sink.folder.iterdir()) == ["00000010", "00000020", "99999998", "99999999", "other"]
+    assert sink.newest() == (20, {"weights": b"w20"})
 
 
 def test_an_older_checkpoint_in_the_newest_ones_place_is_refused(sink: Sink) -> None:
@@ -231,6 +271,19 @@ def test_a_refused_renewal_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch,
     assert repr(ring) == "KeyRing(0 keys)"
     with pytest.raises(Denied):
         keeper.check()
+
+
+def test_a_lost_lease_clears_copies_of_state_and_does_not_wait_for_one_that_is_slow(
+    monkeypatch: pytest.MonkeyPatch, ended: list[int]
+) -> None:
+    monkeypatch.setattr(leases_module, "_TELL_SECONDS", 0.3)
+    keeper, _, told = _keeper(boottime() - 1)
+    cleared, hang = list[str](), threading.Event()
+    keeper.on_loss(lambda: hang.wait(30) and None)
+    keeper.on_loss(lambda: cleared.append("copy"))
+    keeper._count_down()
+    hang.set()
+    assert (ended, told, cleared) == ([leases_module.EXIT_LEASE_LOST], ["lease.expired"], ["copy"])
 
 
 def test_silence_ends_the_run_at_the_deadline(monkeypatch: pytest.MonkeyPatch, ended: list[int]) -> None:

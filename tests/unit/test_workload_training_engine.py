@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import time
 
 import pytest
 import torch
@@ -97,7 +98,16 @@ def test_lost_lease_stops_before_the_next_step():
     recorder, sink = Recorder(), MemorySink()
     run(CLASSIFY, sink, recorder)
     before_training = recorder.checks - 28 - 1  # one per step, one for the validation rows afterwards
-    lost, kept = Recorder(lose_at=before_training + 8), MemorySink()
+    kept = MemorySink()
+
+    class Lost(Recorder):
+        def check(self):
+            # The lease is lost at step 8; the checkpoint of step 5 is written beside the steps, so wait for it here.
+            while self.checks == before_training + 7 and not kept.saved:
+                time.sleep(0.001)
+            super().check()
+
+    lost = Lost(lose_at=before_training + 8)
     with pytest.raises(Denied) as caught:
         run(CLASSIFY, kept, lost)
     assert caught.value.code == "lease.expired"
@@ -117,7 +127,10 @@ def test_no_pickle_in_a_run_or_a_resume(monkeypatch):
     sink.stop_at = None
     run(CLASSIFY, sink)
     for blobs in sink.saved.values():
-        assert set(blobs) == {"model.safetensors", "optimizer.safetensors", "generators.safetensors", "state.json"}
+        assert set(blobs) == {
+            *(f"{part}-0000.safetensors" for part in ("model", "optimizer", "generators")),
+            "state.json",
+        }
         json.loads(blobs["state.json"])
         for name in blobs:
             assert b"torch._utils" not in blobs[name]
@@ -147,13 +160,13 @@ def test_checkpoint_of_other_data_is_refused():
         run(CLASSIFY, sink, rows=124)
 
 
-@pytest.mark.parametrize("part", ["model.safetensors", "state.json", "missing", "extra"])
+@pytest.mark.parametrize("part", ["model-0000.safetensors", "state.json", "missing", "extra"])
 def test_damaged_checkpoint_is_refused(part):
     sink = MemorySink()
     run({**CLASSIFY, "epochs": 1}, sink)
     blobs = sink.saved[max(sink.saved)]
     if part == "missing":
-        del blobs["optimizer.safetensors"]
+        del blobs["optimizer-0000.safetensors"]
     elif part == "extra":
         blobs["evil.pkl"] = b""
     else:

@@ -2,7 +2,7 @@
 
 One thread renews each lease when a third of its term is over, by a whole new attestation. A refusal ends the run
 at once. A second thread only looks at the clock: silence ends the run at a lease's deadline, also while the first one
-waits for a broker that hangs. Ending means: overwrite the keys, exit, write nothing.
+waits for a broker that hangs. Ending means: overwrite the keys and copied state, exit, write nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from ..errors import CloisterError, Denied, Unavailable
@@ -39,6 +40,7 @@ class LeaseKeeper:
     ) -> None:
         self._run, self._keys, self._on_lost = run, keys, on_lost
         self._leases = dict(leases)
+        self._copies: list[Callable[[], None]] = []
         self._stop = threading.Event()
         self._ending = threading.Lock()
         self._lost: CloisterError | None = None
@@ -64,6 +66,10 @@ class LeaseKeeper:
             raise self._lost
         if self._deadline() <= boottime():
             raise _expired()
+
+    def on_loss(self, clear: Callable[[], None]) -> None:
+        """``clear`` overwrites a copy of plaintext; it is called beside the keys' overwriting if a lease is lost."""
+        self._copies.append(clear)
 
     def patiently(self, call: Callable[[], T]) -> T:
         """``call``, again and again while a broker can't be reached and the leases run: a broker that restarts in the
@@ -116,9 +122,15 @@ class LeaseKeeper:
                 return  # ended already, well or not
             self._lost = reason
         self._keys.zeroize()
-        last_word = threading.Thread(target=self._on_lost, args=(reason,), daemon=True)
-        last_word.start()
-        last_word.join(_TELL_SECONDS)
+        # Side by side, and bounded: overwriting gigabytes must not keep a run alive whose lease is gone. What is not
+        # overwritten by then the kernel overwrites before it gives the memory to anyone else.
+        last = [threading.Thread(target=partial(self._on_lost, reason), daemon=True)]
+        last += [threading.Thread(target=clear, daemon=True) for clear in self._copies]
+        until = time.monotonic() + _TELL_SECONDS
+        for thread in last:
+            thread.start()
+        for thread in last:
+            thread.join(max(0.0, until - time.monotonic()))
         # Not sys.exit: the training thread must not run another step with what it holds in memory.
         os._exit(EXIT_LEASE_LOST)
 

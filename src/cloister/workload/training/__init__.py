@@ -2,14 +2,15 @@
 
 The tour: ``base_model`` (a model folder from readers; what could execute is refused; ``tensors``, ``build``,
 ``architectures`` serve it), ``tokenize`` and ``batching`` (rows), ``heads`` and ``adapters`` (what is trained),
-``trainer`` with ``state`` (the loop, sealed checkpoints), ``engine`` with ``classify``, ``generate`` and ``run``
-(one whole run), ``export`` and ``usage`` (what leaves). ``ports`` are what it needs from outside.
+``trainer`` (the loop) with ``state``, ``snapshot`` and ``background`` (checkpoints, written beside it), ``engine`` with
+``classify``, ``generate`` and ``run`` (one whole run), ``export`` and ``usage`` (what leaves). ``ports`` are what it
+needs from outside.
 """
 
 from .base_model import BaseModel, load_base
 from .engine import run_training
 from .export import export_files
-from .ports import CheckpointSink, Lease, Progress
+from .ports import CheckpointSink, Lease, Progress, SavedFiles
 from .run import Timings, TrainingResult
 from .usage import usage_snippet
 
@@ -18,6 +19,7 @@ __all__ = [
     "CheckpointSink",
     "Lease",
     "Progress",
+    "SavedFiles",
     "Timings",
     "TrainingResult",
     "export_files",

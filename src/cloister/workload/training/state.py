@@ -1,4 +1,4 @@
-"""A training state as bytes and back, without pickle: safetensors for arrays, canonical JSON for the rest.
+"""A training state as tensors and plain values, and back, without pickle: safetensors, and canonical JSON for the rest.
 
 Floats go as their exact hexadecimal text (C99 %a, ``float.hex``): what is resumed is bit for bit what was stopped.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,29 @@ from torch import nn
 
 from ...crypto import canonical_json, parse_canonical
 from ...errors import Denied, Malformed
-from .tensors import read_tensors, write_tensors
+from .ports import SavedFiles
+from .snapshot import shard_name
+from .tensors import read_tensors
 
-__all__ = ["collect", "pack", "read_header", "restore_generators", "restore_optimizer", "restore_weights", "unpack"]
+__all__ = [
+    "STATE_FILE",
+    "SavedState",
+    "capture",
+    "encode_state",
+    "pack",
+    "read_state",
+    "restore_generators",
+    "restore_optimizer",
+    "restore_weights",
+    "trainable_weights",
+    "unpack",
+]
 
-KIND = "cloister/checkpoint/v1"
-_FILES = frozenset({"model.safetensors", "optimizer.safetensors", "generators.safetensors", "state.json"})
+KIND = "cloister/checkpoint/v2"
+STATE_FILE = "state.json"
+_PARTS = _WEIGHTS, _OPTIMIZER, _GENERATORS = "model", "optimizer", "generators"
+_MAX_STATE = 16 << 20
+_MAX_SHARDS = 9_000  # a sealed object holds at most 10,000 files
 
 
 def pack(value: Any) -> Any:
@@ -55,15 +73,16 @@ def unpack(value: Any) -> Any:
     return value
 
 
-def collect(
-    model: nn.Module,
-    optimizer: Any,
-    scheduler: Any,
-    *,
-    step: int,
-    identity: Mapping[str, str],
-) -> dict[str, bytes]:
-    """The blobs of one checkpoint. ``identity`` names what the run is, for ``read_header`` to compare."""
+def trainable_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters by name: what training changes."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def capture(
+    weights: Mapping[str, torch.Tensor], optimizer: Any, scheduler: Any, *, step: int, identity: Mapping[str, str]
+) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
+    """The state as it is now, of training these ``weights``: tensors by part, which are the training's own and change
+    with it, and a header of plain values, which does not. ``identity`` names what the run is, for ``read_state``."""
     inner = optimizer.state_dict()
     arrays: dict[str, torch.Tensor] = {}
     plain: list[list[Any]] = []
@@ -83,50 +102,79 @@ def collect(
         "scheduler": pack(scheduler.state_dict()),
         "generators": pack(generator_state),
     }
-    trainable: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return {
-        "model.safetensors": write_tensors(trainable),
-        "optimizer.safetensors": write_tensors(arrays),
-        "generators.safetensors": write_tensors(generators),
-        "state.json": canonical_json(header),
-    }
+    return {_WEIGHTS: weights, _OPTIMIZER: arrays, _GENERATORS: generators}, header
 
 
-def read_header(step: int, blobs: Mapping[str, bytes], identity: Mapping[str, str]) -> dict[str, Any]:
-    """The checked ``state.json``. Denied (``resume.differs``) if it is of another recipe, base or dataset."""
-    if set(blobs) != _FILES:
-        raise Malformed("checkpoint.files", "The checkpoint lacks a part or has one too many; start the run afresh.")
-    header = parse_canonical(blobs["state.json"])
-    if not isinstance(header, dict) or header.get("kind") != KIND or header.get("step") != step:
-        raise Malformed("checkpoint.state", "The checkpoint's state is not of the known form.")
+def encode_state(header: Mapping[str, Any], shards: Mapping[str, int]) -> bytes:
+    """``state.json``: the header of ``capture``, and how many safetensors files each part was written as."""
+    data = canonical_json({**header, "shards": dict(shards)})
+    if len(data) > _MAX_STATE:  # never write what could not be read again
+        raise Malformed("checkpoint.state", "The training's state is larger than a checkpoint's header may be.")
+    return data
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A checkpoint whose header was checked, with what is put back later; weights are read when they are put back."""
+
+    header: Mapping[str, Any]
+    optimizer: Mapping[str, torch.Tensor]
+    generators: Mapping[str, torch.Tensor]
+
+
+def read_state(step: int, files: SavedFiles, identity: Mapping[str, str]) -> SavedState:
+    """Denied (``resume.differs``) if it is of another recipe, base or dataset; Malformed if it is not a whole one."""
+    header = _header(step, files)
     if header.get("identity") != dict(identity):
         raise Denied(
             "resume.differs",
             "The checkpoint is of another recipe, base or dataset; resume with the same or start afresh.",
         )
-    return header
+    optimizer, generators = ({n: t for found in _tensors(files, part, header) for n, t in found.items()}
+                             for part in (_OPTIMIZER, _GENERATORS))  # fmt: skip
+    return SavedState(header, optimizer, generators)
 
 
-def restore_weights(model: nn.Module, blobs: Mapping[str, bytes]) -> None:
-    """Copy the checkpoint's weights over the trainable parameters. Malformed if names or shapes differ."""
-    found = _tensors(blobs, "model.safetensors")
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if set(found) != set(trainable) or any(found[n].shape != p.shape for n, p in trainable.items()):
-        raise Malformed("checkpoint.weights", "The checkpoint's weights are not those of this model; start afresh.")
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(found[name])
+def _header(step: int, files: SavedFiles) -> dict[str, Any]:
+    """The checked ``state.json``; that the files are exactly those that it counts."""
+    found = set(files.paths())
+    header: Any = None
+    if STATE_FILE in found:
+        with files.open(STATE_FILE) as file:
+            header = parse_canonical(file.read(_MAX_STATE + 1), limit=_MAX_STATE)
+        if not isinstance(header, dict) or header.get("kind") != KIND or header.get("step") != step:
+            raise Malformed("checkpoint.state", "The checkpoint's state is not of the known form.")
+    if header is None or found != {STATE_FILE, *(name for part in _PARTS for name in _names(header, part))}:
+        raise Malformed("checkpoint.files", "The checkpoint lacks a part or has one too many; start the run afresh.")
+    return dict(header)
 
 
-def restore_optimizer(optimizer: Any, scheduler: Any, header: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in _tensors(blobs, "optimizer.safetensors").items():
+def restore_weights(model: nn.Module, files: SavedFiles, state: SavedState) -> None:
+    """Copy the checkpoint's weights over the trainable parameters, a file at a time. Malformed if names or shapes
+    differ; then the model is half changed and of no use."""
+    trainable = trainable_weights(model)
+    missing = set(trainable)
+    for found in _tensors(files, _WEIGHTS, state.header):
+        if not missing >= set(found) or any(trainable[n].shape != t.shape for n, t in found.items()):
+            raise _other_weights()
+        with torch.no_grad():
+            for name, tensor in found.items():
+                trainable[name].copy_(tensor)
+        missing -= set(found)
+    if missing:
+        raise _other_weights()
+
+
+def restore_optimizer(optimizer: Any, scheduler: Any, state: SavedState) -> None:
+    """The optimizer takes the tensors over as they are; they are not copied where they already are on its device."""
+    entries: dict[int, dict[str, Any]] = {}
+    for key, tensor in state.optimizer.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    for index, name, value in header["plain"]:
-        state.setdefault(index, {})[name] = unpack(value)
-    optimizer.load_state_dict({"state": state, "param_groups": unpack(header["groups"])})
-    scheduler.load_state_dict(unpack(header["scheduler"]))
+        entries.setdefault(int(index), {})[name] = tensor
+    for index, name, value in state.header["plain"]:
+        entries.setdefault(index, {})[name] = unpack(value)
+    optimizer.load_state_dict({"state": entries, "param_groups": unpack(state.header["groups"])})
+    scheduler.load_state_dict(unpack(state.header["scheduler"]))
 
 
 def _generators() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -146,9 +194,9 @@ def _generators() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return arrays, plain
 
 
-def restore_generators(header: Mapping[str, Any], blobs: Mapping[str, bytes]) -> None:
+def restore_generators(state: SavedState) -> None:
     """Python's, numpy's and torch's generators go on where the checkpoint left them."""
-    arrays, plain = _tensors(blobs, "generators.safetensors"), unpack(header["generators"])
+    arrays, plain = state.generators, unpack(state.header["generators"])
     version, gauss = plain["python"]
     random.setstate((version, tuple(arrays["python"].tolist()), gauss))
     position, has_gauss, cached = plain["numpy"]
@@ -159,5 +207,22 @@ def restore_generators(header: Mapping[str, Any], blobs: Mapping[str, bytes]) ->
         torch.cuda.set_rng_state(arrays["cuda"])
 
 
-def _tensors(blobs: Mapping[str, bytes], name: str) -> dict[str, torch.Tensor]:
-    return read_tensors(name, io.BytesIO(blobs[name]), len(blobs[name]))
+def _names(header: Mapping[str, Any], part: str) -> list[str]:
+    shards = header.get("shards")
+    count = shards.get(part) if isinstance(shards, dict) else None
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MAX_SHARDS:
+        raise Malformed("checkpoint.state", "The checkpoint's state is not of the known form.")
+    return [shard_name(part, number) for number in range(count)]
+
+
+def _tensors(files: SavedFiles, part: str, header: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of a part, file by file."""
+    for name in _names(header, part):
+        with files.open(name) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            yield read_tensors(name, file, size)
+
+
+def _other_weights() -> Malformed:
+    return Malformed("checkpoint.weights", "The checkpoint's weights are not those of this model; start afresh.")

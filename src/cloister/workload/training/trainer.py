@@ -1,9 +1,9 @@
 """transformers' Trainer with its pickled checkpoints replaced by sealed state, and every outside contact cut.
 
 The loop, the optimizer, clipping, accumulation and scheduling are the Trainer's own. What is replaced: the data order
-(a pure function of seed and epoch), saving and loading of state (``state``, handed to a ``CheckpointSink``), logging
-(to a ``Progress`` port), and a lease that is asked before every step. The names beginning with an underscore are
-transformers' own hooks at the version pinned in pyproject; a test fails if an update renames one.
+(a pure function of seed and epoch), saving and loading of state (``state``, kept beside the training by
+``background``), logging (to a ``Progress`` port), and a lease that is asked before every step. The names beginning with
+an underscore are transformers' own hooks at the version pinned in pyproject; a test fails if an update renames one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -22,10 +23,19 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from typing_extensions import override
 
 from ...contracts.recipe import Recipe
+from .background import CheckpointWriter
 from .batching import EpochSampler, Row, Rows, row_digest
 from .ports import CheckpointSink, Lease, Progress
 from .precision import autocast
-from .state import collect, read_header, restore_generators, restore_optimizer, restore_weights
+from .state import (
+    SavedState,
+    capture,
+    read_state,
+    restore_generators,
+    restore_optimizer,
+    restore_weights,
+    trainable_weights,
+)
 
 __all__ = ["SealedTrainer", "quantized", "total_steps"]
 
@@ -47,13 +57,29 @@ def total_steps(recipe: Recipe, rows: int) -> int:
     return steps if recipe.max_steps is None else min(steps, recipe.max_steps)
 
 
-class _LeaseCallback(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    def __init__(self, lease: Lease) -> None:
-        self._lease = lease
+class _BetweenSteps(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Before each step: is the lease alive, and did the checkpoint that is being written fail?"""
+
+    def __init__(self, lease: Lease, writer: CheckpointWriter) -> None:
+        self._lease, self._writer = lease, writer
 
     @override
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._lease.check()
+        self._writer.check()
+
+
+class _AfterFirstStep(TrainerCallback):  # type: ignore[misc]
+    """The optimizer's state exists once it made a step: from then on it is known how much memory a checkpoint takes."""
+
+    def __init__(self, prepare: Callable[[], None]) -> None:
+        self._prepare: Callable[[], None] | None = prepare
+
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        prepare, self._prepare = self._prepare, None
+        if prepare is not None:
+            prepare()
 
 
 class SealedTrainer(Trainer):  # type: ignore[misc]
@@ -74,27 +100,48 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self._total = total_steps(recipe, len(rows))
         self._sink, self._progress, self._bf16 = sink, progress, bf16
+        self._writer = CheckpointWriter(sink, lease)
         self._identity = {**identity, "rows": row_digest(rows)}
         self._sampler = EpochSampler([len(row.ids) for row in rows], recipe.batch_size, recipe.seed)
-        self._restored: tuple[dict[str, Any], Mapping[str, bytes]] | None = None
+        self._weights = trainable_weights(model)  # found once: walking over the modules takes as long as copying a LoRA
+        self._restored: SavedState | None = None
         super().__init__(
             model=model, args=_arguments(recipe, self._total), train_dataset=Rows(rows), data_collator=partial(collate),
-            callbacks=[_LeaseCallback(lease)],
+            callbacks=[_BetweenSteps(lease, self._writer)],
         )  # fmt: skip
+        if recipe.checkpoint_steps > 0:
+            self.add_callback(_AfterFirstStep(self._prepare_checkpoints))
         self.remove_callback(
             PrinterCallback
         )  # what is printed could leave the sandbox; figures go through the port only
 
     def train_sealed(self) -> int:
-        """Train, or go on from the sink's newest checkpoint. Returns the step where it went on, or 0."""
+        """Train, or go on from the sink's newest checkpoint. Returns the step where it went on, or 0.
+
+        The last checkpoint is kept when this returns. Raises what went wrong in training or with any checkpoint.
+        """
+        step = self._resume()
+        with self._writer:
+            self.train()
+        return step
+
+    def _resume(self) -> int:
         found = self._sink.latest()
-        if found is not None:
-            step, blobs = found
-            header = read_header(step, blobs, self._identity)
-            restore_weights(self.model, blobs)
-            self._restored = (header, blobs)
-        self.train()
-        return 0 if found is None else found[0]
+        if found is None:
+            return 0
+        step, files = found
+        with closing(files):
+            self._restored = read_state(step, files, self._identity)
+            restore_weights(self.model, files, self._restored)
+        return step
+
+    def _state(self) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
+        step = self.state.global_step
+        return capture(self._weights, self.optimizer, self.lr_scheduler, step=step, identity=self._identity)
+
+    def _prepare_checkpoints(self) -> None:
+        parts, _ = self._state()
+        self._writer.prepare(parts)
 
     # Hooks of the Trainer, in the order in which they are called.
 
@@ -120,14 +167,15 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, None, trial)
         if self._restored is None:
             return 0, 0
-        self.state.global_step = self._restored[0]["step"]
+        self.state.global_step = self._restored.header["step"]
         epochs, steps = divmod(self.state.global_step, num_update_steps_per_epoch)
         return epochs, steps * self.args.gradient_accumulation_steps
 
     @override
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         if self._restored is not None:
-            restore_optimizer(self.optimizer, self.lr_scheduler, *self._restored)
+            restore_optimizer(self.optimizer, self.lr_scheduler, self._restored)
+            self._restored = replace(self._restored, optimizer={})  # the optimizer has them now
 
     @override
     def _load_scaler(self, checkpoint: Any) -> None:
@@ -141,7 +189,7 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
     @override
     def _load_rng_state(self, checkpoint: Any) -> None:
         if self._restored is not None:
-            restore_generators(*self._restored)
+            restore_generators(self._restored)
 
     @override
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
@@ -161,9 +209,8 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
 
     @override
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
-        blobs = collect(self.model, self.optimizer, self.lr_scheduler, step=step, identity=self._identity)
-        self._sink.save(step, blobs)
+        parts, header = self._state()
+        self._writer.save(self.state.global_step, parts, header)
 
     @override
     def _save(self, *args: Any, **kwargs: Any) -> None:
