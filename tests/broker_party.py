@@ -107,7 +107,7 @@ class Party:
 
     def tables(self) -> dict[str, Any]:
         """Everything that is logged state: what must not change when something is refused."""
-        names = ("facts", "pins", "contracts", "jobs", "instances", "permits", "assets")
+        names = ("facts", "pins", "contracts", "jobs", "instances", "permits", "assets", "holds", "tasks")
         return {name: self.broker.core.ledger.state.rows(name) for name in names}
 
     def seal(self, folder: Path, name: str, asset_class: str, *, content: bytes = b"rows", terms: Any = None) -> Sealed:

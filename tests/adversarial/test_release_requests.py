@@ -186,7 +186,7 @@ def test_doors_that_are_closed(calm: World, stranger: TestClient, path: str, sta
 
 
 def test_the_owners_doors_are_not_on_the_public_side(stranger: TestClient) -> None:
-    for path in ("/v1/assets", "/v1/contracts/sign", "/v1/outputs/open", "/v1/keys/rotate-kek"):
+    for path in ("/v1/assets", "/v1/contracts/sign", "/v1/outputs/open", "/v1/keys/rotate"):
         assert refusal(stranger.post(path, json={})) == (404, "path.unknown")
 
 

@@ -81,7 +81,7 @@ def test_another_log_of_the_same_length_is_put_in_place(world: World, folder: Pa
 
 def test_the_vault_is_put_back_to_revive_a_destroyed_key(world: World, folder: Path) -> None:
     copy_home(world.hospital, folder / "copy")
-    world.hospital.broker.core.assets.rotate_kek()
+    world.hospital.broker.lifecycle.rotation.rotate()
     put_back(world.hospital, folder / "copy", "vault.json")
     with pytest.raises(Untrusted) as refused:
         world.hospital.start()

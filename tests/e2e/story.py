@@ -24,10 +24,10 @@ import pytest
 
 from cloister.client import Agreement, Home, Outcome, OwnerAgent, Pulled, operations
 from cloister.client.sealing import SealedAsset, SealOptions
-from cloister.crypto import Envelope, SigningKey
+from cloister.crypto import Envelope, Signer
 from cloister.demo.data import generate, write_csv
 from cloister.errors import CloisterError
-from cloister.keys import FileVault
+from cloister.keys import open_vault
 from tests.e2e.kbs import Kbs
 from tests.tiny_models import tiny_bert
 
@@ -193,11 +193,12 @@ class Story:
             **{f"a data key ({n})": dek for n, dek in enumerate(self.deks)},
         }
 
-    def signing_key(self, party: str) -> SigningKey:
+    def signing_key(self, party: str) -> Signer:
         """A party's own key out of its own vault: what it signs with it, its broker need not agree to."""
         path = self.home.path / "parties" / party / "vault.json"
-        with FileVault.unlock(path, self.passphrases[party].encode()) as vault:
-            return vault.signing_key(next(name for name in vault.secret_names() if name.startswith("signing")))
+        with open_vault(path, self.passphrases[party].encode()) as vault:
+            keys = vault.keys()
+            return vault.signing_key(next(key.name for key in keys if key.name.startswith("signing")))
 
     # --- contracts and runs -----------------------------------------------------------------------------------------
 

@@ -130,7 +130,10 @@ def test_the_owners_own_client(world: World, served: dict[str, RunningBroker], f
         assert agent.audit_receipt(0)["receipt"]["index"] == 0
         assert len(agent.audit_proof(1, size)["proof"]) > 0
         agent.pin(world.lab.broker.card, None)
-        assert agent.rotate_kek() == {"epoch": 2}
+        assert agent.rotate()["begun"] is True
+        while (progress := agent.rotation())["pending"]:
+            continue
+        assert (progress["epoch"], progress["epochs"], progress["last"]["rewrapped"]) == (2, [2], 1)
         serial = agent.card.serial
         assert agent.rotate_signing().serial == serial + 1
     finally:

@@ -195,7 +195,7 @@ def test_rotating_the_kek_wraps_anew_and_destroys_the_old(world: World) -> None:
     assets, vault = world.hospital.broker.core.assets, world.hospital.broker.core.keys.vault
     dek = assets.unwrap_secret_dek(world.data.digest)
     old = world.hospital.tables()["assets"][0]["wrapped"]
-    assert assets.rotate_kek() == 2
+    assert world.hospital.broker.lifecycle.rotation.rotate() == 2
     assert vault.epochs() == (2,)
     assert world.hospital.tables()["assets"][0]["wrapped"] != old
     world.hospital.restart()

@@ -1,4 +1,5 @@
-"""``python -m cloister.broker``: one party's key broker. The passphrase is the first line of standard input."""
+"""``python -m cloister.broker``: one party's key broker. The vault's passphrase, or the credential of the device that
+keeps its keys, is the first line of standard input."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from ..errors import CloisterError, Misuse
+from ..keys import DriverConfig
 from .app import Broker, RunningBroker
 from .clock import steady_clock
 from .config import Settings, parse_listen
@@ -31,14 +33,32 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-insecure-attester", action="store_true", help="development evidence; never in production"
     )
+    parser.add_argument(
+        "--vault-driver", metavar="NAME", default="file", help="what keeps the vault's KEKs; the vault must agree"
+    )
+    parser.add_argument(
+        "--vault-option", metavar="KEY=VALUE", action="append", default=[], help="where its device or service is"
+    )
     return parser.parse_args(argv)
+
+
+def _driver(arguments: argparse.Namespace) -> DriverConfig:
+    options = {}
+    for option in arguments.vault_option:
+        key, equals, value = option.partition("=")
+        if not equals or key in options:
+            raise Misuse("broker.arguments", "Give each --vault-option once, as KEY=VALUE.")
+        options[key] = value
+    return DriverConfig(arguments.vault_driver, options)
 
 
 def _passphrase() -> bytes:
     """From a pipe, never from argv or the environment, where other processes could read it."""
     line = sys.stdin.buffer.readline(_MAX_LINE)
     if not line.endswith(b"\n"):
-        raise Misuse("broker.passphrase", "Give the vault's passphrase as the first line of standard input.")
+        raise Misuse(
+            "broker.passphrase", "Give the vault's passphrase or credential as the first line of standard input."
+        )
     return line.rstrip(b"\r\n")
 
 
@@ -50,7 +70,13 @@ def _serve(arguments: argparse.Namespace) -> None:
     harden_process()
     os.umask(0o077)
     host, port = parse_listen(arguments.listen)
-    settings = Settings(arguments.home.resolve(), host, port, allow_insecure_attester=arguments.allow_insecure_attester)
+    settings = Settings(
+        arguments.home.resolve(),
+        host,
+        port,
+        allow_insecure_attester=arguments.allow_insecure_attester,
+        vault_driver=_driver(arguments),
+    )
     passphrase = _passphrase()
     if arguments.init is not None:
         create_home(settings, arguments.init, passphrase, part_of=arguments.part_of, clock=steady_clock())

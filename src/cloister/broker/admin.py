@@ -22,7 +22,7 @@ from .http import Call, route
 from .notices import Notices
 from .permits import Permits
 
-__all__ = ["admin_routes"]
+__all__ = ["admin_routes", "json_route"]
 
 _LIMIT = 4 * 1024 * 1024
 
@@ -36,10 +36,15 @@ def _envelope(f: Fields, key: str) -> Envelope:
 
 
 def admin_routes(
-    core: Core, agreements: Agreements, permits: Permits, notices: Notices, warnings: list[str], limits: Limits
+    core: Core,
+    agreements: Agreements,
+    permits: Permits,
+    notices: Notices,
+    notes: Callable[[], list[str]],
+    limits: Limits,
 ) -> list[Route]:
-    owner = _Owner(core, agreements, permits, notices, warnings, limits)
-    get, post = partial(_json, "GET", limits=limits), partial(_json, "POST", limits=limits)
+    owner = _Owner(core, agreements, permits, notices, notes, limits)
+    get, post = partial(json_route, "GET", limits=limits), partial(json_route, "POST", limits=limits)
     return [
         get("/v1/card", owner.card),
         get("/v1/status", owner.status),
@@ -47,7 +52,6 @@ def admin_routes(
         post("/v1/pins", owner.pin),
         post("/v1/peers", owner.peers),
         post("/v1/compromised", owner.compromised),
-        post("/v1/keys/rotate-kek", owner.rotate_kek),
         post("/v1/keys/rotate-signing", owner.rotate_signing),
         get("/v1/assets", owner.assets),
         post("/v1/assets", owner.seal),
@@ -66,7 +70,9 @@ def admin_routes(
     ]
 
 
-def _json(method: str, path: str, answer: Callable[[Call], Any], *, limits: Limits) -> Route:
+def json_route(method: str, path: str, answer: Callable[[Call], Any], *, limits: Limits) -> Route:
+    """An endpoint for the owner that answers with JSON, and with the whole of an error."""
+
     def endpoint(call: Call) -> Response:
         return json_response(answer(call))
 
@@ -82,14 +88,14 @@ class _Owner:
         agreements: Agreements,
         permits: Permits,
         notices: Notices,
-        warnings: list[str],
+        notes: Callable[[], list[str]],
         limits: Limits,
     ) -> None:
         self._core = core
         self._agreements = agreements
         self._permits = permits
         self._notices = notices
-        self._warnings = warnings
+        self._notes = notes
         self._limits = limits
 
     # The party and those it knows.
@@ -104,7 +110,7 @@ class _Owner:
             "log_size": self._core.ledger.log.size,
             "party": card.name,
             "revision": self._core.ledger.state.progress().revision,
-            "warnings": list(self._warnings),
+            "warnings": self._notes(),
             "witnessed": self._core.knowledge.witnessed,
         }
 
@@ -145,16 +151,13 @@ class _Owner:
         self._core.parties.distrust(name, statement)
         return {"party": name}
 
-    def rotate_kek(self, _: Call) -> Any:
-        return {"epoch": self._core.assets.rotate_kek()}
-
     def rotate_signing(self, _: Call) -> Any:
         return {"card": _text(self._core.parties.rotate_signing().envelope)}
 
     # Assets.
 
     def assets(self, _: Call) -> Any:
-        return {"assets": self._core.assets.list()}
+        return {"assets": self._core.assets.listing()}
 
     def next_asset(self, call: Call) -> Any:
         return self._core.assets.next(call.query.get("name", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -11,7 +12,9 @@ from starlette.applications import Starlette
 from ..attestation import Verifier, verifiers
 from ..contracts import Card
 from ..errors import Unavailable
+from ..keys.recovery import split_root
 from .admin import admin_routes
+from .admin_keys import key_routes
 from .agreements import Agreements
 from .assets import Assets
 from .clock import Clock, steady_clock
@@ -23,6 +26,7 @@ from .kbs import kbs_routes
 from .knowledge import Knowledge
 from .leases import Leases
 from .ledger import Ledger
+from .lifecycle import Lifecycle, remembered_revision
 from .notices import Notices
 from .party import OwnKeys, Parties
 from .peers import Peers
@@ -60,8 +64,11 @@ class Broker:
         self.agreements = Agreements(self.core)
         self.heads = Heads(opened.state, parties.pinned, clock, name=name, key=keys.receipt)
         self.notices = Notices(self.core, self.agreements)
-        self.warnings = _warnings(settings, confirmed)
+        self.warnings = [*_warnings(settings, confirmed), *opened.vault.warnings]
         _log_start(ledger, opened, confirmed)
+        self.lifecycle = Lifecycle.over(self.core, split=partial(split_root, opened.vault))
+        revision = remembered_revision(ledger, opened.vault)
+        self.lifecycle.resume(lambda: opened.vault.sweep_orphans(known_revision=revision))
         self.notices.learn()  # before anything is served: an older copy of the state may have forgotten a revocation
 
     @classmethod
@@ -95,11 +102,16 @@ class Broker:
 
     def owner_app(self) -> Starlette:
         """What the owner alone may call."""
-        return application(
-            admin_routes(self.core, self.agreements, self.permits, self.notices, self.warnings, self.settings.limits)
-        )
+        limits = self.settings.limits
+        admin = admin_routes(self.core, self.agreements, self.permits, self.notices, self.notes, limits)
+        return application([*admin, *key_routes(self.lifecycle, self.core.assets, limits)])
+
+    def notes(self) -> list[str]:
+        """What the owner should know now: of the way in which this broker runs, and of its keys."""
+        return [*self.warnings, *self.lifecycle.keeper.notes()]
 
     def close(self) -> None:
+        self.lifecycle.stop()
         self.notices.stop()
         self._opened.close()
 
@@ -161,6 +173,7 @@ class RunningBroker:
             if on_loop is not None:
                 on_loop(self._loop)
             self.broker.notices.start()
+            self.broker.lifecycle.keeper.start()
             await serve_until(self._stop.wait(), self._servers, ready)
 
         try:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..crypto import Envelope, canonical_json, parse_canonical, random_bytes
-from ..errors import Denied
+from ..contracts import Terms
+from ..crypto import Envelope, random_bytes
+from ..errors import CloisterError, Denied
 from ..fields import Fields
-from ..keys import WrappedKey
 from ..sealed import MANIFEST_TYPE, Manifest, check_dek
 from .ledger import Ledger
 from .party import OwnKeys, Parties
 from .state import Change, Row, State
+from .wrapped import is_gone, unwrap_secret, wrapped_columns
 
-__all__ = ["Assets"]
+__all__ = ["FOREVER", "Assets"]
+
+FOREVER = 2**53 - 1
 
 
 class Assets:
@@ -25,8 +28,12 @@ class Assets:
         self._ledger = ledger
         self._state: State = ledger.state
 
+    def versions(self, name: str) -> list[Row]:
+        """Oldest first; also those that were shredded, so that an older one never becomes the newest again."""
+        return sorted(self._state.rows("assets", name=name), key=lambda row: int(row["version"]))
+
     def newest(self, name: str) -> Row | None:
-        return max(self._state.rows("assets", name=name), key=lambda row: row["version"], default=None)
+        return next(reversed(self.versions(name)), None)
 
     def next(self, name: str) -> dict[str, Any]:
         """What the next version's manifest must say: asset_id (hex), version, previous (hex or null)."""
@@ -36,57 +43,73 @@ class Assets:
             return {"asset_id": random_bytes(16).hex(), "previous": None, "version": 1}
         return {"asset_id": newest["asset_id"], "previous": newest["digest"], "version": newest["version"] + 1}
 
-    def list(self) -> list[dict[str, Any]]:
+    def listing(self) -> list[dict[str, Any]]:
+        held = {row["name"]: row["reason"] for row in self._state.rows("holds") if row["reason"] is not None}
+        shown = ("name", "version", "digest", "asset_id", "class", "epoch", "keep_until", "shredded", "reason")
         return [
-            {"class": self._manifest(row).asset_class, **{k: row[k] for k in ("name", "version", "digest", "asset_id")}}
-            for row in self._state.rows("assets")
+            {**{key: row[key] for key in shown}, "held": held.get(row["name"])} for row in self._state.rows("assets")
         ]
 
     def seal(self, payload: bytes, dek: bytes) -> Envelope:
         """Take over a data key and sign its manifest. The same manifest again gives the same envelope.
 
-        Raises Denied for another owner's manifest or one that isn't the next version, Untrusted for another key than
-        the manifest commits to.
+        Raises Denied for another owner's manifest, one that isn't the next version, or one that was shredded, Untrusted
+        for another key than the manifest commits to.
         """
         manifest = Manifest.from_payload(payload)
         check_dek(manifest, dek)
         envelope = Envelope(MANIFEST_TYPE, payload)
         with self._ledger.turn():
-            if self._state.row("assets", digest=envelope.digest.hex()) is None:
+            row = self._state.row("assets", digest=envelope.digest.hex())
+            if row is None:
                 self._check_next(manifest)
                 self._take(manifest, envelope, dek)
+            else:
+                _check_unshredded(row)  # a key that was destroyed does not come back by being handed over again
             return envelope.signed_by(self._parties.signing)
 
+    def signed(self, digest: bytes) -> Envelope:
+        """The signed manifest of an own asset again, for a client that lost it; Denied("asset.unknown")."""
+        payload = self.known(digest)["manifest"].encode()
+        return Envelope(MANIFEST_TYPE, payload).signed_by(self._parties.signing)
+
     def manifest(self, digest: bytes) -> Manifest:
-        """Of an own asset; Denied("asset.unknown") if this broker has no such asset."""
-        return self._manifest(self._known(digest))
+        """Of an own asset whose key exists; Denied("asset.unknown") or ("asset.shredded")."""
+        row = self.known(digest)
+        _check_unshredded(row)
+        return self._manifest(row)
 
     def unwrap_secret_dek(self, digest: bytes) -> bytes:
-        """The data key itself. Only step 7 of a release may call this, after the log has the release."""
-        row = self._known(digest)
-        return self._keys.vault.unwrap(WrappedKey.from_document(parse_canonical(row["wrapped"].encode())), digest)
+        """The data key itself. Only what the log has may lead here: step 7 of a release, or ``asset.opened``."""
+        row = self.known(digest)
+        while True:
+            _check_unshredded(row)
+            try:
+                return unwrap_secret(self._keys.vault, "assets", row)
+            except Denied as refusal:
+                # A rotation may have wrapped it anew, and destroyed the old KEK, since the row was read.
+                newer = self.known(digest)
+                if not is_gone(refusal) or newer["wrapped"] == row["wrapped"]:
+                    raise
+                row = newer
 
-    def rotate_kek(self) -> int:
-        """A new KEK; every data key is wrapped anew, and the old KEKs are destroyed once that is durable."""
-        vault = self._keys.vault
-        with self._ledger.turn():
-            epoch = vault.rotate_kek()
-            changes = [self._rewrapped(row) for row in self._state.rows("assets")]
-            older = [old for old in vault.epochs() if old != epoch]
-            changes.append(Change("facts", {"name": "vault_revision", "value": str(vault.revision)}))
-            details: dict[str, str | int] = {"epoch": epoch, "key": "kek", "rewrapped": len(changes) - 1}
-            self._ledger.commit("party.key_rotated", target=vault.owner, details=details, changes=changes)
-            for old in older:
-                vault.destroy_epoch(old)
-        return epoch
+    def shredded_because(self, *digests: bytes) -> str:
+        """The owner's reasons, for the owner's log."""
+        rows = [self._state.row("assets", digest=digest.hex()) for digest in digests]
+        return "; ".join(str(row["reason"]) for row in rows if row is not None and row["shredded"] is not None)
 
-    def _rewrapped(self, row: Row) -> Change:
-        wrapped = WrappedKey.from_document(parse_canonical(row["wrapped"].encode()))
-        anew = self._keys.vault.rewrap(wrapped, bytes.fromhex(row["digest"]))
-        return Change("assets", {**row, "wrapped": canonical_json(anew.to_document()).decode()})
+    def epoch(self, digest: bytes) -> int | None:
+        """Of the KEK that an own asset's key is wrapped under; None where there is no such key."""
+        row = self._state.row("assets", digest=digest.hex())
+        return None if row is None else row["epoch"]
+
+    def known(self, digest: bytes) -> Row:
+        row = self._state.row("assets", digest=digest.hex())
+        if row is None:
+            raise Denied("asset.unknown", "This broker has no key for this asset.")
+        return row
 
     def _take(self, manifest: Manifest, envelope: Envelope, dek: bytes) -> None:
-        wrapped = self._keys.vault.wrap(dek, envelope.digest)
         digest = envelope.digest.hex()
         row = {
             "digest": digest,
@@ -94,10 +117,31 @@ class Assets:
             "asset_id": manifest.asset_id.hex(),
             "version": manifest.version,
             "manifest": envelope.payload.decode(),
-            "wrapped": canonical_json(wrapped.to_document()).decode(),
+            "class": manifest.asset_class,
+            "keep_until": _keep_until(manifest),
+            "shredded": None,
+            "reason": None,
+            **wrapped_columns(self._keys.vault.wrap(dek, envelope.digest)),
         }
-        details: dict[str, str | int] = {"name": manifest.name, "version": manifest.version}
-        self._ledger.commit("asset.sealed", target=digest, details=details, changes=[Change("assets", row)])
+        details: dict[str, str | int] = {
+            "class": manifest.asset_class,
+            "keep_until": row["keep_until"],
+            "name": manifest.name,
+            "version": manifest.version,
+        }
+        changes = [Change("assets", row), *self._ended_tasks(manifest)]
+        self._ledger.commit("asset.sealed", target=digest, details=details, changes=changes)
+
+    def _ended_tasks(self, manifest: Manifest) -> list[Change]:
+        """A re-encryption whose version this is, is done; any other one of that name can't become the next any more."""
+        running = self._state.rows("tasks", name=manifest.name, state="running")
+        return [
+            Change("tasks", {
+                **row, "epoch": None, "wrapped": None,
+                "state": "done" if row["commitment"] == manifest.dek_commit.hex() else "ended",
+            })
+            for row in running
+        ]  # fmt: skip
 
     def _check_name(self, name: str) -> None:
         Fields({"name": name}, "request").asset("name")
@@ -117,12 +161,23 @@ class Assets:
         if holders != (set() if newest is None else {manifest.name}):
             raise Denied("asset.id", "The manifest carries another asset's id; ask for the next version again.")
 
-    def _known(self, digest: bytes) -> Row:
-        row = self._state.row("assets", digest=digest.hex())
-        if row is None:
-            raise Denied("asset.unknown", "This broker has no key for this asset.")
-        return row
-
     @staticmethod
     def _manifest(row: Row) -> Manifest:
         return Manifest.from_payload(row["manifest"].encode())
+
+
+def _check_unshredded(row: Row) -> None:
+    """The owner's reason stays in the owner's log: this sentence may go to a workload of somebody else's."""
+    if row["shredded"] is not None:
+        raise Denied("asset.shredded", "The key of this version was destroyed for good; its owner can seal a next one.")
+
+
+def _keep_until(manifest: Manifest) -> int:
+    """From the manifest's terms. One without terms that can be read is under no contract: nothing ends it."""
+    terms = manifest.terms.get("terms")
+    if terms is None:
+        return FOREVER
+    try:
+        return Terms.read(terms).keep_until
+    except CloisterError:
+        raise Denied("asset.terms", "The manifest's terms can't be read; seal it with this version's client.") from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import Misuse
+from ..keys import DriverConfig
 
 __all__ = ["LIMITS", "Limits", "Settings", "parse_listen"]
 
@@ -37,6 +38,11 @@ class Limits:
     token_seconds: int = 300
     entries_page: int = 256  # log entries in one admin answer
     heads_interval: float = 1.0  # between pushes of the own log's head
+    rewrap_batch: int = 256  # data keys that one log entry of a rotation tells of
+    start_rewraps: int = 1024  # data keys that are wrapped anew before a broker serves; the rest follows meanwhile
+    keeper_interval: float = 30.0  # between looks at what is due: rotations and expiries
+    expiry_notice: float = 3600.0  # an asset is shredded when it has been seen to be overdue for so long
+    clock_jump: float = 600.0  # by how much the clock may run ahead of the time since the machine's start
     notices_interval: float = 30.0  # between rounds of telling and asking about revocations while the log rests
 
 
@@ -51,6 +57,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 0
     allow_insecure_attester: bool = False
+    # What keeps the KEKs. It comes from whoever starts the broker: the vault's own file only has to agree.
+    vault_driver: DriverConfig = field(default_factory=DriverConfig)
     limits: Limits = field(default=LIMITS)
 
     @property

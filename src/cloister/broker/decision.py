@@ -92,8 +92,9 @@ class JobRecord:
 @dataclass(frozen=True)
 class Standing:
     """What this broker knows. ``permitted``: the instance of the job whose output this owner has let out. ``newest``:
-    its own assets' newest digest by name. ``witnessed``: at start, somebody outside confirmed that its log had not been
-    rolled back."""
+    its own assets' newest digest by name; ``shredded``: those whose key was destroyed; ``ends``: until when (unix
+    seconds) its owner keeps each. ``witnessed``: at start, somebody outside confirmed that its log had not been rolled
+    back."""
 
     owner: str
     state: ContractState
@@ -101,6 +102,8 @@ class Standing:
     instance: Instance | None
     permitted: bytes | None
     newest: Mapping[str, bytes]
+    shredded: frozenset[bytes]
+    ends: Mapping[bytes, int]
     witnessed: bool
 
 
@@ -130,6 +133,9 @@ def decide_knock(request: Request, standing: Standing, *, now: int) -> None:
     if standing.owner not in contract.owners():
         raise Denied("contract.owner", "This broker's party owns nothing in this contract.")
     check_job(contract, request.job, standing.state)
+    if standing.shredded & {request.job.data, request.job.base}:
+        # Whatever the run holds already: it gets no further key and no further lease.
+        raise Denied("asset.shredded", "The key of an asset of this job was destroyed for good; name its next version.")
     _check_purpose(request, standing, now=now)
 
 
@@ -236,7 +242,8 @@ def _check_resource(request: Request, standing: Standing, resource: Resource, *,
         raise Denied("job.asset", "The job does not use this asset.")
     if asset.owner != standing.owner:
         raise Denied("asset.owner", "This broker holds the keys of its own party's assets only.")
-    if now >= asset.terms.keep_until:
+    # The contract's date, or an earlier one that the owner set since.
+    if now >= min(asset.terms.keep_until, standing.ends.get(resource.digest, asset.terms.keep_until)):
         raise Denied("asset.retention", "The time for which this asset may be kept is over.")
     if asset.name not in standing.newest:
         raise Denied("asset.unknown", "This broker has no key for this asset.")

@@ -37,23 +37,18 @@ class Knowledge:
         return max((row["serial"] for row in self._state.rows("contracts", name=name, **{stage: 1})), default=0)
 
     def standing(self, contract: Contract, job: bytes, instance: bytes) -> Standing:
-        owner = self._parties.card.name
+        owner, assets = self._parties.card.name, self._state.rows("assets")
         return Standing(
             owner=owner,
             state=self.contract_state(contract),
             job=self.job(job),
             instance=self.instance(instance),
             permitted=self.permitted(job),
-            newest=self.newest_assets(),
+            newest=_newest(assets),
+            shredded=frozenset(bytes.fromhex(row["digest"]) for row in assets if row["shredded"] is not None),
+            ends={bytes.fromhex(row["digest"]): int(row["keep_until"]) for row in assets},
             witnessed=self.witnessed,
         )
-
-    def newest_assets(self) -> dict[str, bytes]:
-        newest: dict[str, Row] = {}
-        for row in self._state.rows("assets"):
-            if row["name"] not in newest or newest[row["name"]]["version"] < row["version"]:
-                newest[row["name"]] = row
-        return {name: bytes.fromhex(row["digest"]) for name, row in newest.items()}
 
     def job(self, digest: bytes) -> JobRecord | None:
         row = self._state.row("jobs", digest=digest.hex())
@@ -82,6 +77,15 @@ class Knowledge:
         """A contract that was signed or stored here."""
         row = self.contract_row(digest)
         return None if row is None else read_contract(Envelope.from_bytes(row["envelope"].encode()))
+
+
+def _newest(assets: list[Row]) -> dict[str, bytes]:
+    """By name. Also a version that was shredded stays the newest: the one before it must not come back."""
+    newest: dict[str, Row] = {}
+    for row in assets:
+        if row["name"] not in newest or newest[row["name"]]["version"] < row["version"]:
+            newest[row["name"]] = row
+    return {name: bytes.fromhex(row["digest"]) for name, row in newest.items()}
 
 
 def _instance(row: Row) -> Instance:

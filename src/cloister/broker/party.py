@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ..contracts import Card, PartyKeys, check_compromise, compromise_statement, make_card, read_card, replace_card
-from ..crypto import Envelope, SigningKey, frame, hkdf
+from ..crypto import Envelope, Signer, frame, hkdf
 from ..errors import Denied, Misuse
 from ..fields import party_name
 from ..keys import CHECKPOINT, RECEIPT, SIGNING, STATUS, TLS, KeyVault, hpke_key
@@ -39,17 +39,16 @@ class OwnKeys:
         self.receipt = vault.signing_key(RECEIPT)
         self.hpke = hpke_key(vault)
 
-    def signing(self, serial: int) -> SigningKey:
+    def signing(self, serial: int) -> Signer:
         """The signing key of the card of this serial."""
         return self.vault.signing_key(_signing_name(serial))
 
-    def new_signing(self, serial: int) -> SigningKey:
+    def new_signing(self, serial: int) -> Signer:
         """A fresh one for the next card, in the vault before anybody hears of it."""
-        self.vault.put_secret(_signing_name(serial), SigningKey.generate().export_secret_seed(), replace=True)
-        return self.signing(serial)
+        return self.vault.create_signing_key(_signing_name(serial), replace=True)
 
-    def public(self, signing: SigningKey) -> PartyKeys:
-        tls = self.vault.signing_key(TLS).public
+    def public(self, signing: Signer) -> PartyKeys:
+        tls = self.vault.signing_key(TLS).public  # of its seed: TLS needs the key itself, so it is a secret
         return PartyKeys(signing.public, self.status.public, self.receipt.public, tls, self.hpke.public)
 
     def tls_seed(self) -> bytes:
@@ -78,7 +77,7 @@ class Parties:
         return _read(row["value"])
 
     @property
-    def signing(self) -> SigningKey:
+    def signing(self) -> Signer:
         return self._keys.signing(self.card.serial)
 
     def pinned(self) -> dict[str, Card]:

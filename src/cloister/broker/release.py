@@ -155,10 +155,12 @@ class KeyReleases:
             standing = self._standing(request)
             lease = decide_release(request, attested.claims, standing, resource, now=now)
             # 6. In the log, durable, and its inclusion proof verified, before any key is touched.
+            details = _release_details(request, attested.claims, resource, lease)
+            epoch = core.assets.epoch(resource.digest)
             receipt = core.ledger.commit(
                 "key.released",
                 target=resource.digest.hex(),
-                details=_release_details(request, attested.claims, resource, lease),
+                details=details if epoch is None else {**details, "kek_epoch": epoch},
                 changes=self._changes(request, standing, lease),
             )
         if request.contract.platform.witness_quorum:
@@ -216,6 +218,12 @@ class KeyReleases:
         """``stage`` is None for a stranger; a session was vouched for when it was opened."""
         target = request.instance.hex() if request is not None else "unread request"
         details = {**_names(request), **more} if request is not None else more
+        if request is not None and refusal.code == "asset.shredded":
+            # For the owner, whose log this is. Nobody else is told why.
+            details = {
+                **details,
+                "shredded_because": self._core.assets.shredded_because(request.job.data, request.job.base),
+            }
         about = (request.contract.digest, stage) if request is not None and stage is not None else None
         self._core.ledger.refuse(kind, refusal, target=target, details=details, about=about)
 

@@ -9,7 +9,7 @@ from ..contracts import Card, read_card
 from ..crypto import Argon2Params, Envelope
 from ..errors import Malformed, Misuse, Untrusted
 from ..fields import party_name
-from ..keys import FileVault, provision_party
+from ..keys import Vault, create_vault, open_vault, provision_party
 from .clock import Clock
 from .config import Settings
 from .ledger import Ledger, reconcile
@@ -23,7 +23,7 @@ __all__ = ["Opened", "create_home", "open_home"]
 class Opened:
     """What lies in a broker's home, opened and checked against itself. ``recovered``: what a crash left half-done."""
 
-    vault: FileVault
+    vault: Vault
     state: State
     log: AuditLog
     card: Card
@@ -49,7 +49,9 @@ def create_home(
     if any(path.exists() for path in (settings.vault, settings.state, settings.log, settings.card)):
         raise Misuse("party.exists", "There is a party in this folder already, or a part of one; use an empty folder.")
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    vault = FileVault.create(settings.vault, passphrase, party_name(name), params=params)
+    vault = create_vault(
+        settings.vault, passphrase, party_name(name), driver=settings.vault_driver, params=params, clock=clock
+    )
     try:
         provision_party(vault)
         card = first_card(vault, name, part_of=part_of, now=clock())
@@ -62,7 +64,7 @@ def create_home(
     draft.rename(settings.card)
 
 
-def _first_entry(settings: Settings, vault: FileVault, card: Card, clock: Clock) -> None:
+def _first_entry(settings: Settings, vault: Vault, card: Card, clock: Clock) -> None:
     state = State.open(settings.state, create=True)
     keys = OwnKeys(vault)
     try:
@@ -91,15 +93,16 @@ def _open_log(settings: Settings, card: Card, keys: OwnKeys, *, create: bool) ->
 def open_home(settings: Settings, passphrase: bytes) -> Opened:
     """Open everything, and refuse what was put back from an older copy.
 
-    Raises Misuse (no party here), Denied (wrong passphrase), Untrusted (``vault.rollback``, ``state.rollback``,
-    ``audit.rollback``, or what a damaged file gives), Unavailable (another process has it open).
+    ``passphrase``: the vault's credential. Raises Misuse (no party here), Denied (wrong passphrase), Untrusted
+    (``vault.rollback``, ``state.rollback``, ``audit.rollback``, or what a damaged file gives), Unavailable (another
+    process has it open).
     """
     if not settings.card.exists():
         raise Misuse("party.absent", "There is no party in this folder; create one first.")
     state = State.open(settings.state, create=False)
     try:
         card, revision = _facts(state)
-        vault = FileVault.unlock(settings.vault, passphrase, least_revision=revision)
+        vault = open_vault(settings.vault, passphrase, least_revision=revision, driver=settings.vault_driver)
     except BaseException:
         state.close()
         raise

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError
 
@@ -100,6 +100,20 @@ class State:
     def row(self, table: str, **where: Any) -> Row | None:
         found = self.rows(table, **where)
         return found[0] if found else None
+
+    def older(self, table: str, epoch: int, *, least: int, limit: int) -> list[Row]:
+        """At most ``limit`` rows with wrapped keys whose KEK's epoch is from ``least`` to below ``epoch``."""
+        t = METADATA.tables[table]
+        query = select(t).where(t.c.epoch < epoch, t.c.epoch >= least).order_by(*t.primary_key).limit(limit)
+        with self._reading() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def count_older(self, table: str, epoch: int, *, least: int) -> int:
+        """How many such rows there are."""
+        t = METADATA.tables[table]
+        query = select(func.count()).select_from(t).where(t.c.epoch < epoch, t.c.epoch >= least)
+        with self._reading() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def progress(self) -> Progress:
         values = {row["name"]: row["value"] for row in self.rows("progress")}

@@ -31,7 +31,9 @@ Table("heads", METADATA, _text("party", key=True), _text("note"))
 Table("told", METADATA, _text("contract", key=True), _text("party", key=True), _number("at"))
 
 _LOGGED = [
-    # ``card``: the party's own; ``compromised``: whether it has declared its own keys lost; ``vault_revision``.
+    # ``card``: the party's own; ``compromised``: whether it has declared its own keys lost; ``vault_revision``;
+    # ``rotation``: what a rotation of the KEK still has to reach, empty when there is none; ``rotated_at``,
+    # ``schedule``; ``checkpoints``: their shredding, as ``rotation``; ``recovery_split``: when shares were made.
     Table("facts", METADATA, _text("name", key=True), _text("value")),
     Table("pins", METADATA, _text("name", key=True), _text("card"), _number("compromised")),
     # ``signed``: by this party; ``complete``: by all. ``revocation`` is its envelope, ``revoked_by`` its signer.
@@ -81,7 +83,31 @@ _LOGGED = [
         _text("asset_id"),
         _number("version"),
         _text("manifest"),  # the payload; it is signed when it is handed out
-        _text("wrapped"),
+        _text("class"),
+        _text("wrapped", optional=True),  # none once it was shredded
+        _number("epoch", optional=True),  # of the KEK that it is wrapped under
+        _number("keep_until"),
+        _number("shredded", optional=True),  # when, and why
+        _text("reason", optional=True),
+    ),
+    # Legal holds by asset name, over all its versions. One that was lifted has no reason any more.
+    Table("holds", METADATA, _text("name", key=True), _text("reason", optional=True), _number("at")),
+    # Re-encryptions: ``wrapped`` is the data key of the version to come, bound to ``context``. ``state``: running, done
+    # or ended.
+    Table(
+        "tasks",
+        METADATA,
+        _text("task", key=True),
+        _text("name"),
+        _text("source"),
+        _text("asset_id"),
+        _number("version"),
+        _text("commitment"),
+        _text("context"),
+        _text("wrapped", optional=True),
+        _number("epoch", optional=True),
+        _text("state"),
+        _number("started"),
     ),
 ]
 

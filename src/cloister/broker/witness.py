@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..audit import AuditLog, Checkpoint, Receipt, check_advance, cosign, verify_checkpoint, verify_quorum
 from ..contracts import Card, log_origin
-from ..crypto import SigningKey
+from ..crypto import Signer
 from ..crypto.merkle import verify_consistency
 from ..errors import CloisterError, Denied, Untrusted
 from ..fields import Fields
@@ -27,7 +27,7 @@ _FRESH = 60  # seconds: how old a cosignature may be that counts for a quorum
 class Heads:
     """The heads of other parties' logs: they only grow (C2SP tlog-witness), and what was accepted is cosigned."""
 
-    def __init__(self, state: State, cards: Cards, clock: Clock, *, name: str, key: SigningKey) -> None:
+    def __init__(self, state: State, cards: Cards, clock: Clock, *, name: str, key: Signer) -> None:
         self._state = state
         self._cards = cards
         self._clock = clock

@@ -13,7 +13,8 @@ from ..errors import CloisterError, Internal, Misuse
 from . import bundle, machine, seal
 from .contract import contract
 from .job import job
-from .logs import audit, keys
+from .key import key
+from .logs import audit
 from .model import model
 from .org import org, team
 from .recipe import recipe
@@ -41,7 +42,7 @@ def _make() -> typer.Typer:
     for name, group in (("contract", contract), ("job", job)):
         made.add_typer(group, name=name)
     bundle.register(made)
-    for name, group in (("audit", audit), ("keys", keys), ("model", model), ("recipe", recipe)):
+    for name, group in (("audit", audit), ("key", key), ("model", model), ("recipe", recipe)):
         made.add_typer(group, name=name)
     return made
 

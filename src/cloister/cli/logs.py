@@ -1,4 +1,4 @@
-"""``audit`` and ``keys``."""
+"""``audit``: a party's log."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ..client import operations
 from .options import As, HomeFolder, Json, ShowProgress, at_home
 from .terminal import Bars, columns, result
 
-__all__ = ["audit", "keys"]
+__all__ = ["audit"]
 
 audit = typer.Typer(no_args_is_help=True, help="The audit log of a party: what was released, permitted and refused.")
-keys = typer.Typer(no_args_is_help=True, help="Keys in a party's vault.")
 
 
 @audit.command("verify")
@@ -54,13 +53,3 @@ def _details(details: dict[str, object]) -> str:
 
 def _when(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(seconds, tz=datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-@keys.command("rotate")
-def rotate(party: As = None, home: HomeFolder = None, as_json: Json = False) -> None:
-    """Give a vault a new key-encryption key: every data key is wrapped anew, and the old key is destroyed."""
-    with at_home(home) as place:
-        acting = place.choose(party)
-        answer = place.agent(acting).rotate_kek()
-    document = {**answer, "party": acting}
-    result(document, [f"The vault of {acting} wraps its keys anew, epoch {answer['epoch']}."], as_json=as_json)

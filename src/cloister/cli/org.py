@@ -25,30 +25,51 @@ _SHORTCUT = (
 )
 
 
+VaultDriver = Annotated[
+    str | None,
+    typer.Option(
+        "--vault", help="What keeps the KEKs: file, tpm, pkcs11, transit, aws, gcp or azure (docs/vaults.md)."
+    ),
+]
+VaultOptions = Annotated[
+    list[str] | None, typer.Option("--vault-option", help="KEY=VALUE of that driver; may be given several times.")
+]
+
+
 @org.command("create")
-def create(name: str, passphrase_file: PassphraseFile = None, home: HomeFolder = None, as_json: Json = False) -> None:
-    """Create an organization: a vault under a passphrase, keys, a card, an audit log, and a broker that serves them."""
-    _create(name, None, passphrase_file, home, as_json)
+def create(
+    name: str,
+    vault: VaultDriver = None,
+    vault_option: VaultOptions = None,
+    passphrase_file: PassphraseFile = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Create an organization: a vault under a passphrase or in a device, keys, a card, an audit log, and a broker that
+    serves them."""
+    _create(name, None, operations.vault_choice(vault, vault_option or []), passphrase_file, home, as_json)
 
 
 @team.command("create")
 def create_team(
     name: str,
     of: Annotated[str, typer.Option("--of", help="The organization that it belongs to.")],
+    vault: VaultDriver = None,
+    vault_option: VaultOptions = None,
     passphrase_file: PassphraseFile = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Create a team: a party with its own keys, broker and log, whose card names its organization."""
-    _create(name, of, passphrase_file, home, as_json)
+    _create(name, of, operations.vault_choice(vault, vault_option or []), passphrase_file, home, as_json)
 
 
-def _create(name: str, part_of: str | None, file: Path | None, home: Path | None, as_json: bool) -> None:
+def _create(name: str, part_of: str | None, vault: Any, file: Path | None, home: Path | None, as_json: bool) -> None:
     with at_home(home) as place:
         place.status()  # say that nothing runs before asking for a passphrase
         passphrase = read_passphrase(name, file, twice=True)
         with spinner(f"creating {name}"):
-            made = operations.create_party(place, name, passphrase, part_of=part_of)
+            made = operations.create_party(place, name, passphrase, part_of=part_of, vault=vault)
         result(made.document(), [f"{name} is created.", *_lines(made)], as_json=as_json)
 
 
@@ -62,13 +83,22 @@ def _lines(made: Created) -> list[str]:
 
 
 @org.command("unlock")
-def unlock(name: str, passphrase_file: PassphraseFile = None, home: HomeFolder = None, as_json: Json = False) -> None:
-    """Open a party's vault after a restart: its broker starts and answers again."""
+def unlock(
+    name: str,
+    vault: VaultDriver = None,
+    vault_option: VaultOptions = None,
+    passphrase_file: PassphraseFile = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Open a party's vault after a restart: its broker starts and answers again. The vault's driver is remembered; name
+    it only where it changed, as after a recovery."""
+    choice = operations.vault_choice(vault, vault_option or [])
     with at_home(home) as place:
         place.status()
         passphrase = read_passphrase(name, passphrase_file, twice=False)
         with spinner(f"unlocking {name}"):
-            opened = operations.unlock(place, name, passphrase)
+            opened = operations.unlock(place, name, passphrase, vault=choice)
         result(opened.document(), [f"{name} is unlocked.", *_lines(opened)], as_json=as_json)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..client import SealOptions, operations
+from ..client.times import parse_day
 from ..errors import Misuse
 from .options import HomeFolder, Json, ShowProgress, at_home
 from .terminal import Bars, note, result
@@ -33,6 +35,9 @@ def seal(
     asset_class: Annotated[
         str | None, typer.Option("--class", help="dataset or model, where the files don't show it.")
     ] = None,
+    keep_until: Annotated[
+        str | None, typer.Option("--keep-until", help="Shred it after a day such as 2027-11-20, or a time such as 90d.")
+    ] = None,
     manifest_to: Annotated[
         Path | None, typer.Option("--manifest-to", help="Also write the signed manifest, to send to other parties.")
     ] = None,
@@ -49,6 +54,7 @@ def seal(
         sensitivity=sensitivity,
         forms=_split(forms),
         asset_class=asset_class,
+        keep_until=None if keep_until is None else parse_day(keep_until, "--keep-until", now=int(time.time())),
     )
     with at_home(home) as place, Bars(progress) as bars:
         sealed = operations.seal(place, path, name, options, progress=bars)

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ..client import Step
 from ..errors import CloisterError, Misuse
 
-__all__ = ["Bars", "ask", "clean", "columns", "fail", "note", "result", "spinner"]
+__all__ = ["Bars", "ask", "ask_name", "clean", "columns", "fail", "note", "result", "spinner"]
 
 _WIDTH = 12
 _CELL = 200  # characters; longer ones end in an ellipsis
@@ -78,6 +78,17 @@ def ask(question: str, *, yes: bool) -> None:
         raise Misuse("terminal.question", "Nobody is here to be asked; look at it first, then add --yes.")
     print(f"{clean(question)} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Misuse("terminal.declined", "Nothing was done.")
+
+
+def ask_name(question: str, name: str, *, yes: bool) -> None:
+    """As ``ask``, for what can't be undone: only somebody who types the very name goes on."""
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Misuse("terminal.question", "Nobody is here to be asked; look at it first, then add --yes.")
+    print(f"{clean(question)} ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip() != name:
         raise Misuse("terminal.declined", "Nothing was done.")
 
 

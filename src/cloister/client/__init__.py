@@ -3,7 +3,7 @@
 The tour: ``supervisor`` (``Home``: the parts of one machine), ``startup``, ``agent`` (a party's own broker),
 ``control`` (the control plane), then what people do, gathered in ``operations``: ``parties``, ``sealing`` over
 ``files``, ``drafting`` over ``proposal``, ``agreements`` over ``references``, ``drafts``, ``known`` and ``describe``,
-``installation``, ``jobs``, ``pulling``, ``logs``, ``verify``.
+``installation``, ``jobs``, ``pulling``, ``logs``, ``verify``; the life of keys: ``keys``, ``reencrypt``, ``recovery``.
 """
 
 from . import operations

@@ -69,9 +69,6 @@ class OwnerAgent:
     def set_peers(self, addresses: dict[str, str]) -> None:
         self._post("/v1/peers", dict(addresses))
 
-    def rotate_kek(self) -> dict[str, Any]:
-        return dict(self._post("/v1/keys/rotate-kek", {}))
-
     def rotate_signing(self) -> Card:
         self._post("/v1/keys/rotate-signing", {})
         self._card = None
@@ -95,6 +92,54 @@ class OwnerAgent:
         """Hand a new asset's data key to the vault; the broker signs the manifest only after its log has it."""
         body = {"dek": base64.b64encode(dek).decode(), "manifest": base64.b64encode(payload).decode()}
         return _envelope(self._document("/v1/assets", body, "manifest"))
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    def keys(self) -> dict[str, Any]:
+        return dict(self._get("/v1/keys"))
+
+    def key_usage(self) -> dict[str, Any]:
+        return dict(self._get("/v1/keys/usage"))
+
+    def rotation(self) -> dict[str, Any]:
+        """How far a rotation of the KEK is, and when the next one is due."""
+        return dict(self._get("/v1/keys/rotation"))
+
+    def rotate(self) -> dict[str, Any]:
+        """Begin a rotation, or join the one that is under way (``begun`` is false then)."""
+        return dict(self._post("/v1/keys/rotate", {}))
+
+    def schedule_rotation(self, every: int | None) -> dict[str, Any]:
+        return dict(self._post("/v1/keys/schedule", {"every": every}))
+
+    def shred(self, name: str, versions: list[int] | None, reason: str) -> dict[str, Any]:
+        return dict(self._post("/v1/keys/shred", {"name": name, "reason": reason, "versions": versions}))
+
+    def retain(self, name: str, version: int | None, until: int) -> list[dict[str, Any]]:
+        body = {"name": name, "until": until, "version": version}
+        return list(dict(self._post("/v1/keys/retain", body))["changed"])
+
+    def hold(self, name: str, reason: str, *, lift: bool = False) -> dict[str, Any]:
+        return dict(self._post("/v1/keys/unhold" if lift else "/v1/keys/hold", {"name": name, "reason": reason}))
+
+    def open_reencryption_secrets(self, name: str, *, shred_old: bool) -> dict[str, Any]:
+        """The keys of the newest version and of the one to come; the broker logs it first."""
+        return dict(self._post("/v1/keys/reencrypt", {"name": name, "shred_old": shred_old}))
+
+    def cancel_reencryption(self, name: str) -> dict[str, Any]:
+        return dict(self._post("/v1/keys/reencrypt/cancel", {"name": name}))
+
+    def signed_manifest(self, digest: bytes) -> Envelope:
+        """Of an own asset, again. Raises Denied("asset.unknown")."""
+        return _envelope(self._document("/v1/keys/manifest", {"digest": digest.hex()}, "manifest"))
+
+    def shred_checkpoints(self, reason: str) -> dict[str, Any]:
+        return dict(self._post("/v1/keys/checkpoints/shred", {"reason": reason}))
+
+    def split_secret_root(self, threshold: int, shares: int) -> list[str]:
+        """Recovery shares of the vault's root. They are for people, one for each."""
+        answer = dict(self._post("/v1/keys/recovery/split", {"shares": shares, "threshold": threshold}))
+        return [str(share) for share in answer["shares"]]
 
     # --- contracts and jobs ----------------------------------------------------------------------------------------
 

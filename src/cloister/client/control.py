@@ -110,6 +110,11 @@ class ControlClient:
         path = f"/v1/objects/{digest}/manifest"
         return Envelope.from_bytes(b"".join(self._wire.stream(path, self._headers("GET", path, None))))
 
+    def file(self, digest: str, index: int) -> Iterator[bytes]:
+        """One file's ciphertext as it comes; nothing is checked here."""
+        path = f"/v1/objects/{digest}/files/{index}"
+        return self._wire.stream(path, self._headers("GET", path, None))
+
     def download(self, digest: str, folder: Path, *, progress: Progress = silent) -> None:
         """Fetch a sealed object into ``folder``. Nothing is checked here; ``sealed`` checks every byte when reading."""
         envelope = self.manifest(digest)
@@ -119,9 +124,8 @@ class ControlClient:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MANIFEST_NAME).write_bytes(envelope.to_bytes())
             for index in range(len(files)):
-                path = f"/v1/objects/{digest}/files/{index}"
                 with (folder / member_name(index)).open("wb") as out:
-                    for chunk in self._wire.stream(path, self._headers("GET", path, None)):
+                    for chunk in self.file(digest, index):
                         out.write(chunk)
                         got += len(chunk)
                         progress(Step("download", got, total, "bytes"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..contracts import Card, read_card
 from ..crypto import Envelope
-from ..errors import Malformed, Unavailable
+from ..errors import Malformed, Misuse, Unavailable
+from ..keys import DriverConfig
 from .supervisor import Home
 
-__all__ = ["Created", "create_party", "list_parties", "parse_card", "publish", "trust", "unlock"]
+__all__ = ["Created", "create_party", "list_parties", "parse_card", "publish", "trust", "unlock", "vault_choice"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,29 @@ def parse_card(text: str | bytes) -> Card:
         raise Malformed("card.form", "The file is not a party's card; ask them for 'cloister org export'.") from None
 
 
-def create_party(home: Home, name: str, passphrase: str, *, part_of: str | None = None) -> Created:
+def vault_choice(driver: str | None, options: Sequence[str]) -> DriverConfig | None:
+    """From ``pkcs11`` and ``KEY=VALUE`` texts; None where nothing was named. Raises Misuse."""
+    if driver is None:
+        if options:
+            raise Misuse("vault.choice", "Name with --vault what the options are for.")
+        return None
+    pairs = [option.partition("=") for option in options]
+    if not all(key and equals for key, equals, _ in pairs) or len({key for key, _, _ in pairs}) != len(pairs):
+        raise Misuse("vault.choice", "Give each --vault-option once, as KEY=VALUE.")
+    return DriverConfig(driver, {key: value for key, _, value in pairs})
+
+
+def create_party(
+    home: Home, name: str, passphrase: str, *, part_of: str | None = None, vault: DriverConfig | None = None
+) -> Created:
     """Start a new party's broker, publish its card, and pin it mutually with the parties of this home.
+
+    ``vault`` names what keeps its KEKs (None: the vault's own file); ``passphrase`` then is that device's credential.
 
     That pinning compares nothing: whoever runs all these parties is one person, who started their brokers. Across
     machines people compare fingerprints (``trust``).
     """
-    port = home.start_party(name, passphrase, create=True, part_of=part_of)
+    port = home.start_party(name, passphrase, create=True, part_of=part_of, vault=vault)
     card = publish(home, name)
     paired, locked = _pair(home, name)
     return Created(name, card.fingerprint, port, paired, locked)
@@ -79,9 +97,12 @@ def _pair(home: Home, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(paired), tuple(locked)
 
 
-def unlock(home: Home, name: str, passphrase: str) -> Created:
-    """Start an existing party's broker, and do the pairing that was missed while it was locked."""
-    port = home.start_party(name, passphrase, create=False)
+def unlock(home: Home, name: str, passphrase: str, *, vault: DriverConfig | None = None) -> Created:
+    """Start an existing party's broker, and do the pairing that was missed while it was locked.
+
+    ``vault`` only where its driver is another one since, as after a recovery.
+    """
+    port = home.start_party(name, passphrase, create=False, vault=vault)
     card = publish(home, name)
     paired, locked = _pair(home, name)
     return Created(name, card.fingerprint, port, paired, locked)

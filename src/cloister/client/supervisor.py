@@ -11,6 +11,7 @@ from typing import Any
 
 from ..crypto import canonical_json, parse_json
 from ..errors import Malformed, Misuse, Unavailable, error_from_wire
+from ..keys import DriverConfig
 from .agent import OwnerAgent
 from .control import ControlClient
 
@@ -83,9 +84,18 @@ class Home:
             return False
         return True
 
-    def start_party(self, name: str, passphrase: str, *, create: bool, part_of: str | None = None) -> int:
+    def start_party(
+        self,
+        name: str,
+        passphrase: str,
+        *,
+        create: bool,
+        part_of: str | None = None,
+        vault: DriverConfig | None = None,
+    ) -> int:
         """Start a party's broker; returns its port. The passphrase crosses this socket once and is kept nowhere."""
         request = {"create": create, "name": name, "op": "start-party", "part_of": part_of, "passphrase": passphrase}
+        request["vault"] = None if vault is None else {"name": vault.name, "options": dict(vault.options)}
         return int(self.ask(request)["port"])
 
     def parties(self) -> dict[str, dict[str, Any]]:

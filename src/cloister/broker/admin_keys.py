@@ -1,0 +1,186 @@
+"""HTTP for the owner's keys, beside ``admin`` on the same Unix socket: ``/v1/keys``."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from starlette.routing import Route
+
+from ..errors import Misuse
+from ..fields import Fields
+from .admin import json_route
+from .assets import Assets
+from .config import Limits
+from .http import Call
+from .lifecycle import Lifecycle
+
+__all__ = ["key_routes"]
+
+_REASON = 500
+_VERSIONS = 400
+
+
+def key_routes(life: Lifecycle, assets: Assets, limits: Limits) -> list[Route]:
+    keys = _Keys(life, assets)
+    get, post = partial(json_route, "GET", limits=limits), partial(json_route, "POST", limits=limits)
+    return [
+        get("/v1/keys", keys.keys),
+        get("/v1/keys/usage", keys.usage),
+        get("/v1/keys/rotation", keys.rotation),
+        post("/v1/keys/rotate", keys.rotate),
+        post("/v1/keys/schedule", keys.schedule),
+        post("/v1/keys/shred", keys.shred),
+        post("/v1/keys/retain", keys.retain),
+        post("/v1/keys/hold", keys.hold),
+        post("/v1/keys/unhold", keys.unhold),
+        get("/v1/keys/tasks", keys.tasks),
+        post("/v1/keys/reencrypt", keys.reencrypt),
+        post("/v1/keys/reencrypt/cancel", keys.cancel),
+        post("/v1/keys/manifest", keys.manifest),
+        post("/v1/keys/checkpoints/shred", keys.shred_checkpoints),
+        post("/v1/keys/recovery/split", keys.split),
+    ]
+
+
+class _Keys:
+    """One method an endpoint: parse, call, answer."""
+
+    def __init__(self, life: Lifecycle, assets: Assets) -> None:
+        self._life = life
+        self._assets = assets
+
+    # What there is, and what it was used for.
+
+    def keys(self, _: Call) -> Any:
+        vault = self._life.vault
+        infos = vault.keys()
+        return {
+            "assets": self._assets.listing(),
+            "driver": vault.driver,
+            "epoch": vault.epoch,
+            "keys": [asdict(key) for key in infos],
+            "tasks": self._life.tasks.listing(),
+            "warnings": list(vault.warnings),
+        }
+
+    def usage(self, _: Call) -> Any:
+        return self._life.usage.document()
+
+    # Rotation. It begins here and goes on in the keeper's thread: whoever asked looks at its progress.
+
+    def rotate(self, call: Call) -> Any:
+        Fields(call.body(), "rotation request").done()
+        begun = self._life.rotation.begin("demand")
+        self._life.keeper.wake()
+        return {**self._progress(), "begun": begun}
+
+    def rotation(self, _: Call) -> Any:
+        return self._progress()
+
+    def _progress(self) -> dict[str, Any]:
+        life = self._life
+        return {**life.rotation.progress(), "notes": life.keeper.notes(), "schedule": life.schedule.document()}
+
+    def schedule(self, call: Call) -> Any:
+        f = Fields(call.body(), "schedule")
+        every = None if f.raw("every", optional=True) is None else f.integer("every", low=1)
+        f.done()
+        answer = self._life.schedule.set(every)
+        self._life.keeper.wake()
+        return answer
+
+    # Ends: shredding, dates, holds.
+
+    def shred(self, call: Call) -> Any:
+        f = Fields(call.body(), "shredding request")
+        name, reason = f.asset("name"), _reason(f)
+        wanted = f.raw("versions", optional=True)
+        versions = None if wanted is None else f.items("versions", _version, limit=_VERSIONS)
+        f.done()
+        answer = self._life.shredder.shred(name, versions, reason)
+        self._life.keeper.wake()
+        return {**answer, "rotation": self._progress()}
+
+    def retain(self, call: Call) -> Any:
+        f = Fields(call.body(), "retention request")
+        name, until = f.asset("name"), f.integer("until", low=1)
+        version = None if f.raw("version", optional=True) is None else f.integer("version", low=1)
+        f.done()
+        return {"changed": self._life.retention.retain(name, version, until)}
+
+    def hold(self, call: Call) -> Any:
+        name, reason = _name_and_reason(call, "hold")
+        self._life.retention.hold(name, reason)
+        return {"held": reason, "name": name}
+
+    def unhold(self, call: Call) -> Any:
+        name, reason = _name_and_reason(call, "end of a hold")
+        self._life.retention.unhold(name, reason)
+        return {"held": None, "name": name}
+
+    # Re-encryption.
+
+    def tasks(self, _: Call) -> Any:
+        return {"tasks": self._life.tasks.listing()}
+
+    def reencrypt(self, call: Call) -> Any:
+        f = Fields(call.body(), "re-encryption request")
+        name, shred_old = f.asset("name"), f.boolean("shred_old")
+        f.done()
+        opened = self._life.tasks.open(name, shred_old=shred_old)
+        return {
+            "dek": base64.b64encode(opened.secret_dek).decode(),
+            "resumed": opened.resumed,
+            "source": opened.source.to_bytes().decode(),
+            "source_dek": base64.b64encode(opened.source_secret_dek).decode(),
+            "task": opened.task,
+            "version": opened.version,
+        }
+
+    def cancel(self, call: Call) -> Any:
+        f = Fields(call.body(), "cancellation")
+        name = f.asset("name")
+        f.done()
+        return {"task": self._life.tasks.cancel(name)}
+
+    def manifest(self, call: Call) -> Any:
+        f = Fields(call.body(), "manifest request")
+        digest = f.hex("digest", 32)
+        f.done()
+        return {"manifest": self._assets.signed(digest).to_bytes().decode()}
+
+    # The vault's roots.
+
+    def shred_checkpoints(self, call: Call) -> Any:
+        f = Fields(call.body(), "shredding request")
+        reason = _reason(f)
+        f.done()
+        return {"leases_cut": self._life.roots.shred_checkpoints(reason)}
+
+    def split(self, call: Call) -> Any:
+        f = Fields(call.body(), "recovery request")
+        threshold, shares = f.integer("threshold", low=1), f.integer("shares", low=1)
+        f.done()
+        return {"shares": self._life.roots.split(threshold, shares)}
+
+
+def _version(value: Any) -> int:
+    return Fields({"version": value}, "shredding request").integer("version", low=1)
+
+
+def _name_and_reason(call: Call, what: str) -> tuple[str, str]:
+    f = Fields(call.body(), what)
+    name, reason = f.asset("name"), _reason(f)
+    f.done()
+    return name, reason
+
+
+def _reason(f: Fields) -> str:
+    """What somebody reads in the log in a year: never empty."""
+    reason = f.text("reason", limit=_REASON).strip()
+    if not reason:
+        raise Misuse("form.reason", "Give the reason in a few words; it stands in the log.")
+    return reason

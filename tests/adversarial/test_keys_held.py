@@ -1,0 +1,99 @@
+"""An asset is under a legal hold. Expiry, its own owner, a re-encryption and an old database try to destroy it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cloister.contracts import Terms
+from cloister.errors import Denied, Untrusted
+from tests.broker_world import NOW, World, nothing_granted
+from tests.key_chores import copy_state, deks
+
+pytest_plugins = ["tests.broker_fixtures"]
+
+NAME = "hospital/queries"
+DAY = 86_400
+
+
+def hold(world: World) -> None:
+    world.hospital.broker.lifecycle.retention.hold(NAME, "litigation 7")
+
+
+def test_a_held_asset_is_shredded_by_its_owner(world: World) -> None:
+    hold(world)
+    before, life = deks(world.hospital), world.hospital.broker.lifecycle
+    with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
+        life.shredder.shred(NAME, None, "quick, before anybody asks")
+    assert refused.value.code == "asset.held"
+    assert "litigation 7" in refused.value.message
+    entry = world.hospital.log()[-1]
+    assert (entry.kind, entry.outcome, entry.details["code"]) == ("asset.shredded", "failure", "asset.held")
+    assert deks(world.hospital) == before
+    assert life.vault.epochs() == (1,)
+    assert not life.rotation.pending
+
+
+def test_a_held_asset_is_shredded_by_expiry(world: World, folder: Path) -> None:
+    party = world.hospital
+    party.limits = replace(party.limits, expiry_notice=0.0, clock_jump=1e12)
+    party.restart()
+    hold(world)
+    ends = Terms(("CC-BY-4.0",), "confidential", ("metrics", "adapter"), NOW + DAY)
+    party.seal(folder / "next", NAME, "dataset", terms=ends)  # a hold is on the name: what comes later is held, too
+    before = deks(party)
+    world.clock.pass_seconds(2 * DAY)
+    with nothing_granted(party):
+        for _ in range(3):
+            party.broker.lifecycle.keeper.look()
+    assert deks(party) == before
+    assert len(before) == 2
+
+
+def test_a_held_asset_expires_in_the_moment_in_which_it_is_put_under_the_hold(world: World) -> None:
+    """The keeper saw it overdue; the hold came before its turn."""
+    party = world.hospital
+    life = party.broker.lifecycle
+    life.retention.retain(NAME, None, NOW + DAY)
+    world.clock.pass_seconds(2 * DAY)
+    (row,) = life.retention.overdue(now=world.clock())
+    hold(world)
+    with nothing_granted(party):
+        assert life.shredder.expire(row) is False
+    assert len(deks(party)) == 1
+
+
+def test_a_hold_does_not_lengthen_what_jobs_may_do(world: World, folder: Path) -> None:
+    party = world.hospital
+    workload = world.workload()
+    cookie = workload.attested(party)
+    hold(world)
+    party.broker.lifecycle.retention.retain(NAME, None, NOW + 20)
+    world.clock.pass_seconds(20)
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        workload.fetch(party, cookie, world.data.digest)
+    assert refused.value.code == "asset.retention"
+    assert len(deks(party)) == 1, "kept, and given to nobody"
+
+
+def test_a_hold_is_forgotten_with_an_old_database(world: World, folder: Path) -> None:
+    import shutil
+
+    party = world.hospital
+    copy = copy_state(party.home, folder / "copy")
+    hold(world)
+    party.broker.close()
+    for path in copy.parent.iterdir():
+        shutil.copy(path, party.home / path.name)
+    with pytest.raises(Untrusted) as refused:
+        party.start()
+    assert refused.value.code == "state.rollback"
+
+
+def test_a_re_encryption_is_used_to_get_around_a_hold(world: World) -> None:
+    hold(world)
+    with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
+        world.hospital.broker.lifecycle.tasks.open(NAME, shred_old=True)
+    assert refused.value.code == "asset.held"
