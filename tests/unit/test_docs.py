@@ -184,7 +184,11 @@ def test_the_reader_of_pages_itself() -> None:
 def test_every_test_that_the_threat_model_names_exists() -> None:
     text = (ROOT / "THREAT_MODEL.md").read_text()
     named = set(re.findall(r"`(test_[a-z0-9_]+\.py)`", text))
-    present = {path.name for folder in ("adversarial", "e2e") for path in (ROOT / "tests" / folder).glob("test_*.py")}
+    present = {
+        path.name
+        for folder in ("adversarial", "e2e", "integration")
+        for path in (ROOT / "tests" / folder).glob("test_*.py")
+    }
     assert len(named) > 20
     assert sorted(named - present) == []
 

@@ -30,6 +30,13 @@ IDENTIFIERS = (
     "http://admin",
     # A name that can never resolve (RFC 2606): our own identifiers in provenance.
     "https://cloister.invalid/",
+    # Words of a message that shows the form of an address.
+    "https://HOST",
+    # Where an owner who keeps KEKs in Azure signs in; only that driver opens it, and only its owner chooses it.
+    "https://login.microsoftonline.com",
+    # The same for Google Cloud: the default of its driver's option "endpoint", and the scope of its tokens.
+    "https://cloudkms.googleapis.com",
+    "https://www.googleapis.com/",
     # Types and predicates of the formats that are written.
     "https://github.com/confidential-containers/kbs/errors/",
     "https://in-toto.io/",
