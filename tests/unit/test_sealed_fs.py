@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from cloister.errors import Misuse, Untrusted
-from cloister.sealed import SealedFileSystem
-from tests.sealing import FILES, Made, make
+from cloister.sealed import SealedFileSystem, open_sealed
+from cloister.sealed.folder import FolderSource, MemberFile
+from tests.sealing import DEK, FILES, MIB, OWNER_KEY, Made, make
 
 
 @pytest.fixture
@@ -48,6 +49,34 @@ def test_reading(fs: SealedFileSystem) -> None:
         assert file.read() == FILES["README.md"].decode()
     with fs.open("cloister://README.md") as file:
         assert file.read(4) == FILES["README.md"][:4]
+
+
+def test_ranges(fs: SealedFileSystem) -> None:
+    data, name = FILES["data/train.csv"], "data/train.csv"
+    assert fs.cat_file(name, start=5, end=-7) == data[5:-7]
+    assert fs.cat_file(name, start=100, end=50) == b""
+    assert fs.cat_file(name, end=10**9) == data
+    found = fs.cat_ranges([name, "README.md", name], [MIB, 0, 3], [MIB + 10, 4, 2 * MIB])
+    assert found == [data[MIB : MIB + 10], FILES["README.md"][:4], data[3 : 2 * MIB]]
+    assert fs.cat_ranges([name], None, 4) == [data[:4]]
+    missing = fs.cat_ranges(["nothing", name], [0, 0], [1, 1])
+    assert isinstance(missing[0], FileNotFoundError)
+    assert missing[1] == data[:1]
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges(["nothing"], [0], [1], on_error="raise")
+    for bad in (lambda: fs.cat_ranges([name], [0], [1], max_gap=5), lambda: fs.cat_ranges([name], [0, 1], [1])):
+        with pytest.raises(Misuse):
+            bad()
+
+
+def test_a_range_that_is_not_authentic_is_raised_whatever_was_asked(fs: SealedFileSystem, made: Made) -> None:
+    place = made.folder / "0001.sealed"
+    data = bytearray(place.read_bytes())
+    data[MIB + 500] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(Untrusted) as info:
+        fs.cat_ranges(["data/train.csv"], [MIB], [MIB + 10], on_error="return")
+    assert info.value.code == "stream.segment"
 
 
 def test_what_is_missing(fs: SealedFileSystem) -> None:
@@ -129,3 +158,64 @@ def test_pandas_and_pyarrow_read_tables(tmp_path: Path) -> None:
             assert pandas.read_csv(file).to_dict("list") == {"a": [1], "b": [2]}
         sealed.check_roots()
         sealed.require_complete()
+
+
+class Counting(FolderSource):
+    """Remembers which blocks of ciphertext were fetched."""
+
+    blocks: set[int]
+
+    def open(self, name: str, size: int) -> MemberFile:
+        file = super().open(name, size)
+        read_at, seen = file.read_at, self.blocks
+
+        def counted(offset: int, buffer: memoryview) -> int:
+            seen.add(offset // MIB)
+            return read_at(offset, buffer)
+
+        file.read_at = counted  # type: ignore[method-assign]
+        return file
+
+
+def test_parquet_reads_only_the_columns_and_row_groups_asked_for(tmp_path: Path) -> None:
+    import numpy
+    import pyarrow
+    import pyarrow.fs
+    import pyarrow.parquet
+
+    rng, rows = numpy.random.default_rng(1), 400_000  # 3 MiB in each of eight columns, two row groups
+    columns = {f"c{i}": rng.integers(0, 2**62, rows) for i in range(8)}
+    pyarrow.parquet.write_table(
+        pyarrow.table(columns), tmp_path / "t.parquet", row_group_size=rows // 2, compression=None, use_dictionary=False
+    )
+    made = make(tmp_path / "o", {"t.parquet": (tmp_path / "t.parquet").read_bytes()})
+    source = Counting(made.folder)
+    source.blocks = set()
+    with open_sealed(
+        source, dek=DEK, expected_digest=made.sealed.digest, signer_keys=[OWNER_KEY.public], threads=1
+    ) as sealed:
+        arrow = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(SealedFileSystem(sealed)))
+        whole = -(-(made.folder / "0000.sealed").stat().st_size // MIB)
+        assert whole >= 24
+        found = pyarrow.parquet.read_table("t.parquet", columns=["c3"], filesystem=arrow)
+        assert found["c3"].to_pylist()[::1000] == columns["c3"].tolist()[::1000]
+        # The first and last block, which opening checks, and for each of two chunks of 1.5 MiB at most three.
+        assert len(source.blocks) <= 8
+        source.blocks.clear()
+        with sealed.open("t.parquet") as file:
+            group = pyarrow.parquet.ParquetFile(file).read_row_group(1, columns=["c5"])
+        assert group["c5"][0].as_py() == int(columns["c5"][rows // 2])
+        assert len(source.blocks) <= 5
+
+
+def test_safetensors_are_read_into_their_own_memory(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save
+
+    from cloister.workload.training.tensors import read_tensors
+
+    tensors = {"a": torch.arange(600_000, dtype=torch.float32), "b": torch.ones(3, 7, dtype=torch.bfloat16)}
+    made = make(tmp_path / "o", {"model.safetensors": save(tensors)})
+    with made.open() as sealed, sealed.open("model.safetensors") as file:
+        found = read_tensors("model.safetensors", file, file.size)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)

@@ -25,6 +25,7 @@ from cloister.sealed import (
     open_sealed,
     seal_object,
 )
+from cloister.sealed.folder import MemberFile
 from tests.sealing import ASSET, DEK, FILES, MIB, OWNER_KEY, Made, identity, make, signer
 
 
@@ -186,14 +187,14 @@ def test_storage_that_fails_is_unavailable_and_then_not_releasable(made: Made, m
     def fail(*_: object) -> int:
         raise OSError(5, "Input/output error")
 
-    class Broken(io.FileIO):
-        seek = readinto = fail  # type: ignore[assignment]
+    class Broken(MemberFile):
+        seek = readinto = read_at = fail  # type: ignore[assignment]
 
         def read(self, *_: object) -> bytes:  # type: ignore[override]
             raise OSError(5, "Input/output error")
 
     with made.open() as sealed:
-        monkeypatch.setattr("cloister.sealed.folder.io.FileIO", Broken)
+        monkeypatch.setattr("cloister.sealed.folder.MemberFile", Broken)
         for call in (sealed.check_roots, lambda: check_ciphertext(made.folder)):
             with pytest.raises(Unavailable) as info:
                 call()
@@ -209,7 +210,7 @@ def test_a_bug_in_the_background_is_not_lost(made: Made, monkeypatch: pytest.Mon
         raise ZeroDivisionError
 
     with made.open() as sealed:
-        monkeypatch.setattr("cloister.sealed.reader.open_member", bug)
+        monkeypatch.setattr("cloister.sealed.folder.open_member", bug)
         sealed.check_roots(background=True)
         with pytest.raises(Internal) as info:
             sealed.require_complete()

@@ -75,11 +75,12 @@ def test_lines_through_a_buffered_reader() -> None:
 def test_a_closed_reader_forgets_and_refuses() -> None:
     file = io.BytesIO(seal(text(100)))
     reader = StreamReader(file, KEY, b"aad", SMALL)
-    kept = reader._plain
+    kept = [slot.buffer.view for slot in reader._slots]
     reader.close()
     reader.close()
     assert file.closed
-    assert not any(kept)
+    assert kept
+    assert not any(any(plain) for plain in kept)
     for call in (reader.tell, lambda: reader.readinto(bytearray(1)), lambda: reader.seek(0)):
         with pytest.raises(Misuse) as info:
             call()
@@ -121,18 +122,18 @@ def test_the_observer_sees_the_file_as_it_is() -> None:
     out, written, read = io.BytesIO(), {}, {}
     with StreamWriter(out, KEY, b"aad", SMALL, observe=lambda i, b: written.__setitem__(i, bytes(b))) as writer:
         writer.write(text(150))
-    reader = opened(out.getvalue(), observe=lambda i, b: read.__setitem__(i, bytes(b)))
+    reader = opened(out.getvalue(), inspect=lambda i, b: read.__setitem__(i, bytes(b)))
     reader.readall()
     assert b"".join(written[i] for i in sorted(written)) == out.getvalue()
     assert read == written
 
 
 def test_an_observers_error_reaches_the_reader() -> None:
-    def refuse() -> None:
+    def refuse(number: int, block: memoryview) -> None:
         raise Untrusted("test.refused", "no")
 
     with pytest.raises(Untrusted) as info:
-        StreamReader(io.BytesIO(seal(text(200))), KEY, b"aad", SMALL, observe=lambda i, b: refuse).readall()
+        StreamReader(io.BytesIO(seal(text(200))), KEY, b"aad", SMALL, inspect=refuse)
     assert info.value.code == "test.refused"
 
 
@@ -282,7 +283,7 @@ def test_a_header_that_changes_between_reads_is_noticed() -> None:
     file = Shifting(one)
     reader = StreamReader(file, KEY, b"aad", SMALL)
     file.later = two
-    reader.seek(60), reader.read(1)
+    reader.seek(60), reader.read(1)  # a third segment, so that the first is kept no longer
     reader.seek(0)
     with pytest.raises(Untrusted) as info:
         reader.read(1)

@@ -13,13 +13,14 @@ from .framing import frame, random_bytes, sha256
 from .hpke import HpkePrivateKey, hpke_seal
 from .jwe import JweKey, b64url, jwe_encrypt, unb64url
 from .kdf import Argon2Params, argon2id, constant_time_equal, hkdf
-from .signatures import SigningKey, fingerprint, verify_ed25519, verify_hardware_signature
+from .signatures import Signer, SigningKey, fingerprint, verify_ed25519, verify_hardware_signature
 
 __all__ = [
     "Argon2Params",
     "Envelope",
     "HpkePrivateKey",
     "JweKey",
+    "Signer",
     "SigningKey",
     "argon2id",
     "b64url",

@@ -10,36 +10,44 @@ first segment together, every other block is one segment. So a file is simply cu
 
 Guaranteed: nothing is returned that was changed, moved or cut, and no file opens under other associated data.
 Not hidden: a file's length. Not committed to: the key (GCM allows crafted ciphertexts that open under two keys);
-who needs that compares hashes of blocks, which ``observe`` is for.
+who needs that compares hashes of blocks, which ``observe`` and ``inspect`` are for.
+
+Writing is here, reading in ``stream_reader`` and ``stream_source``, one segment and the lengths in ``segments``.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ..errors import Misuse, Unavailable, Untrusted
+from ..errors import Misuse, Unavailable
+from .buffers import Buffer, borrow
 from .segments import AES256_GCM_HKDF_1MB, TAG_SIZE, SegmentCipher, StreamFormat
+from .stream_reader import Inspect, StreamReader
+from .stream_source import ReadableFile, SharedFile, StableFile
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
+    from _typeshed import ReadableBuffer
 
 __all__ = [
     "AES256_GCM_HKDF_1MB",
+    "Inspect",
     "Observer",
     "ReadableFile",
     "SegmentCipher",
+    "SharedFile",
+    "StableFile",
     "StreamFormat",
     "StreamReader",
     "StreamWriter",
     "WritableFile",
 ]
 
-# Sees each block (its number, its bytes) as it is written or read. It may work on the bytes in another thread: then
-# it returns a function that waits for that, which is called before the bytes are overwritten.
+# Sees each block (its number, its bytes) as it is written. It may work on the bytes in another thread: then it
+# returns a function that waits for that, which is called before the bytes are overwritten.
 Observer = Callable[[int, memoryview], "Callable[[], object] | None"]
 _Waiter = Callable[[], object]
+_RING = 4
 
 
 class WritableFile(Protocol):
@@ -48,44 +56,43 @@ class WritableFile(Protocol):
     def write(self, data: memoryview, /) -> int | None: ...
 
 
-class ReadableFile(Protocol):
-    """What a reader needs of a file: any binary file from ``open`` or ``io`` has it."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-
-    def readinto(self, buffer: memoryview, /) -> int | None: ...
-
-    def close(self) -> None: ...
-
-
 class _Ring:
-    """Two block buffers in turn, so that an observer can work on one block while the next is made."""
+    """Block buffers in turn, so that an observer can work on some blocks while the next is made."""
 
     def __init__(self, size: int, observe: Observer | None) -> None:
-        self._buffers = (memoryview(bytearray(size)), memoryview(bytearray(size)))
-        self._pending: list[_Waiter | None] = [None, None]
-        self._turn = 0
+        self._size = size
+        self._buffers: list[Buffer] = []
+        self._pending: list[_Waiter | None] = [None] * _RING
+        self._turn = -1
         self._observe = observe
 
     def take(self) -> memoryview:
         """The buffer that was used longest ago, once its observer is done; raises what the observer raised."""
-        self._turn ^= 1
-        wait, self._pending[self._turn] = self._pending[self._turn], None
+        self._turn = (self._turn + 1) % _RING
+        self._wait(self._turn)
+        if self._turn == len(self._buffers):
+            self._buffers.append(borrow(self._size))
+        return self._buffers[self._turn].view
+
+    def _wait(self, turn: int) -> None:
+        wait, self._pending[turn] = self._pending[turn], None
         if wait is not None:
             wait()
-        return self._buffers[self._turn]
 
     def show(self, number: int, block: memoryview) -> None:
         if self._observe is not None:
             self._pending[self._turn] = self._observe(number, block)
 
     def drain(self) -> None:
-        self.take()
-        self.take()
+        """Wait for the observer. Without this, as after a failure, the buffers are never used again."""
+        for turn in range(_RING):
+            self._wait(turn)
+        while self._buffers:
+            self._buffers.pop().give_back()
 
 
 class StreamWriter:
-    """Encrypts what is written to it into ``file`` with constant memory (about three segments).
+    """Encrypts what is written to it into ``file`` with constant memory (at most five segments).
 
     Only ``close`` writes the last segment, and leaving a ``with`` block by an exception does not close: a stream that
     was cut short by an error can never look like a complete one. ``file`` itself stays open.
@@ -102,7 +109,8 @@ class StreamWriter:
     ) -> None:
         self._cipher = SegmentCipher.for_writing(key, aad, form)
         self._file, self._form = file, form
-        self._plain = memoryview(bytearray(form.capacity))
+        self._buffer = borrow(form.capacity)
+        self._plain = self._buffer.view
         self._filled = self._segment = 0
         self._ring = _Ring(form.segment_size, observe)
         self.plaintext_size = 0
@@ -150,7 +158,8 @@ class StreamWriter:
             self._emit(self._plain[: self._filled], last=True)
             self._ring.drain()
             self.closed = True
-            self._plain[:] = bytes(len(self._plain))
+            self._plain = self._plain[:0]
+            self._buffer.give_back_wiped()
 
     def __enter__(self) -> StreamWriter:
         return self
@@ -158,141 +167,3 @@ class StreamWriter:
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.close()
-
-
-class StreamReader(io.RawIOBase):
-    """The plaintext of a sealed file as a read-only, seekable binary file; give it to ``io.BufferedReader`` for lines.
-
-    ``file`` must be seekable. Opening checks the last segment (random access alone would miss truncation) and
-    the first, whose header gives the key. Every byte comes from a segment whose tag was checked. Each block is
-    read once into private memory, and both observed and decrypted from there, so that a host that
-    changes the file meanwhile can't show one thing to the observer and another to the reader.
-
-    Raises Malformed (not a sealed file), Untrusted (changed, cut, wrong key or associated data), Unavailable (I/O).
-    Not for use by several threads at once: open one reader each.
-    """
-
-    def __init__(
-        self,
-        file: ReadableFile,
-        key: bytes,
-        aad: bytes,
-        form: StreamFormat = AES256_GCM_HKDF_1MB,
-        *,
-        observe: Observer | None = None,
-    ) -> None:
-        super().__init__()
-        self._file, self._form = file, form
-        self._plain = memoryview(bytearray())
-        self._ciphertext_size = file.seek(0, io.SEEK_END)
-        self.size = form.plaintext_size(self._ciphertext_size)
-        self._segments = form.blocks(self._ciphertext_size)
-        self._position = 0
-        self._cached = -1
-        self._ring = _Ring(min(form.segment_size, self._ciphertext_size), observe)
-        self._plain = memoryview(bytearray(min(form.capacity, self.size)))
-        first = self._fetch(0)
-        self._cipher = SegmentCipher.for_reading(key, bytes(first[: form.header_size]), aad, form)
-        if self._segments > 1:
-            last = self._segments - 1
-            self._open_block(last, self._fetch(last), self._plain[: self._length(last)])
-        self._open_block(0, first, self._plain[: self._length(0)])
-        self._cached = 0
-
-    def _length(self, segment: int) -> int:
-        """Plaintext bytes in a segment."""
-        return min(self._form.start(segment + 1), self.size) - self._form.start(segment)
-
-    def _fetch(self, number: int) -> memoryview:
-        offset = number * self._form.segment_size
-        block = self._ring.take()[: min(self._form.segment_size, self._ciphertext_size - offset)]
-        _read_exactly(self._file, offset, block)
-        self._ring.show(number, block)
-        return block
-
-    def _open_block(self, segment: int, block: memoryview, out: memoryview) -> None:
-        if segment == 0:
-            head = self._form.header_size
-            # The key came from the header as first read; the observer must have seen that same header.
-            if bytes(block[:head]) != self._cipher.header:
-                raise Untrusted("stream.header_changed", "A sealed file was changed while it was being read.")
-            block = block[head:]
-        self._cipher.decrypt_into(segment, segment == self._segments - 1, block, out)
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill as much of ``buffer`` as there is plaintext; whole segments are decrypted right into it."""
-        self._check_open()
-        view = memoryview(buffer).cast("B")
-        done = 0
-        while done < len(view) and self._position < self.size:
-            segment = self._form.segment_at(self._position)
-            skip, length = self._position - self._form.start(segment), self._length(segment)
-            rest = view[done:]
-            if skip == 0 and len(rest) >= length and segment != self._cached:
-                self._open_block(segment, self._fetch(segment), rest[:length])
-                n = length
-            else:
-                n = min(length - skip, len(rest))
-                rest[:n] = self._segment(segment, length)[skip : skip + n]
-            done += n
-            self._position += n
-        if self._position >= self.size:
-            self._ring.drain()  # whoever read to the end has the observer's verdict on all that was read
-        return done
-
-    def _segment(self, segment: int, length: int) -> memoryview:
-        if segment != self._cached:
-            self._cached = -1  # if opening fails, what is in the buffer belongs to no segment
-            self._open_block(segment, self._fetch(segment), self._plain[:length])
-            self._cached = segment
-        return self._plain[:length]
-
-    def readall(self) -> bytes:
-        out = bytearray(max(0, self.size - self._position))
-        self.readinto(out)
-        return bytes(out)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._check_open()
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
-        if base is None or base + offset < 0:
-            raise Misuse("stream.seek", "Seek to a position from the file's start on.")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        self._check_open()
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise Misuse("stream.closed", "The sealed file is closed; open it again.")
-
-    def close(self) -> None:
-        """Also closes ``file``, and clears the plaintext that was kept."""
-        if not self.closed:
-            super().close()
-            self._file.close()
-            self._plain[:] = bytes(len(self._plain))
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an open sealed file is not pickled")
-
-
-def _read_exactly(file: ReadableFile, offset: int, out: memoryview) -> None:
-    try:
-        file.seek(offset)
-        done = 0
-        while done < len(out):
-            n = file.readinto(out[done:])
-            if not n:
-                raise Untrusted("stream.truncated", "A sealed file became shorter while it was being read.")
-            done += n
-    except OSError:
-        raise Unavailable("storage.read", "A sealed file can't be read; check the storage and try again.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..crypto import Envelope, random_bytes
+from ..crypto.buffers import wipe
 from ..crypto.merkle import RootHasher
-from ..crypto.streaming import StreamWriter
+from ..crypto.streaming import AES256_GCM_HKDF_1MB, StreamWriter
 from ..errors import Internal, Misuse, Unavailable
 from .binding import associated_data, dek_commitment, file_key
 from .folder import MANIFEST_NAME, member_name, sync_folder
@@ -27,7 +29,7 @@ __all__ = ["Progress", "Sealed", "SignCallback", "seal_object"]
 
 SignCallback = Callable[[str, bytes], Envelope]
 Progress = Callable[[str, int], None]  # path, plaintext bytes of it so far
-_CHUNK = 4 * 1024 * 1024
+_CHUNK = 8 * AES256_GCM_HKDF_1MB.capacity
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,13 @@ def _write_files(
     entries: list[FileEntry] = []
     paths = PathSet()
     buffer = memoryview(bytearray(_CHUNK))
-    try:
-        # Hashing takes longer than encrypting; on a thread of its own it costs no time.
-        with ThreadPoolExecutor(max_workers=1) as lane:
-            for index, (path, source) in enumerate(files):
-                paths.add(path)  # before anything of it is read
-                aad = associated_data(identity, commit, path, index)
-                place = folder / member_name(index)
-                entries.append(_write_file(path, source, place, key, aad, lane, buffer, progress))
-    finally:
-        buffer[:] = bytes(len(buffer))
+    # Hashing takes longer than encrypting; on a thread of its own it costs no time.
+    with ThreadPoolExecutor(max_workers=1) as lane:
+        for index, (path, source) in enumerate(files):
+            paths.add(path)  # before anything of it is read
+            aad = associated_data(identity, commit, path, index)
+            place = folder / member_name(index)
+            entries.append(_write_file(path, source, place, key, aad, lane, buffer, progress))
     return entries
 
 
@@ -123,9 +122,11 @@ def _write_file(
     with _storage_errors():
         file = place.open("xb", buffering=0)
     with file, StreamWriter(file, key, aad, observe=lambda _, block: lane.submit(root.add, block).result) as writer:
+        written = 0
         for chunk in _chunks(source, buffer):
             with _storage_errors():
                 writer.write(chunk)
+                written = _start_writing_out(file.fileno(), written)
             if progress is not None:
                 progress(path, writer.plaintext_size)
         with _storage_errors():
@@ -135,23 +136,42 @@ def _write_file(
     return FileEntry(path, writer.plaintext_size, size, root.root())
 
 
+def _start_writing_out(fd: int, start: int) -> int:
+    """Have the kernel write to disk now what it would keep until ``fsync``, so that the disk works while the next
+    blocks are encrypted. A hint only: what makes the file durable is ``fsync``. Returns how far the file goes."""
+    end = os.lseek(fd, 0, os.SEEK_CUR)
+    if end > start:
+        os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
+    return end
+
+
 def _chunks(source: Path | BinaryIO, buffer: memoryview) -> Iterator[memoryview]:
     """What is in a source, piece by piece in the one buffer. A source that the caller opened stays open."""
+    if isinstance(source, io.BytesIO):  # it is in memory already
+        with source.getbuffer() as whole:
+            for start in range(source.tell(), len(whole), _CHUNK):
+                yield whole[start : start + _CHUNK]
+            source.seek(0, io.SEEK_END)
+        return
+    used = 0
     try:
         with open(source, "rb", buffering=0) if isinstance(source, Path) else nullcontext(source) as file:
-            readinto = getattr(file, "readinto", None)
-            while True:
-                if readinto is not None:
-                    n = readinto(buffer) or 0
-                else:
-                    data = file.read(len(buffer))
-                    n = len(data)
-                    buffer[:n] = data
-                if n == 0:
-                    return
+            while n := _read_some(file, buffer):
+                used = max(used, n)
                 yield buffer[:n]
     except OSError:
         raise Misuse("sealed.source", "A file to seal can't be read; check that it exists and is readable.") from None
+    finally:
+        wipe(buffer[:used])
+
+
+def _read_some(file: Any, buffer: memoryview) -> int:
+    readinto = getattr(file, "readinto", None)
+    if readinto is not None:
+        return readinto(buffer) or 0
+    data = file.read(len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 @contextmanager
