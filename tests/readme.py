@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["commands", "console_blocks", "fenced", "tables"]
+__all__ = ["commands", "console_blocks", "fenced", "printed", "tables"]
 
 
 def fenced(text: str) -> list[tuple[str, str]]:
@@ -25,6 +25,13 @@ def fenced(text: str) -> list[tuple[str, str]]:
     if language is not None:
         raise ValueError("a fenced block is never closed")
     return blocks
+
+
+def printed(page: Path, name: str) -> str:
+    """The block of a page that follows the comment ``<!-- tested: NAME -->``."""
+    _, _, rest = page.read_text(encoding="utf-8").partition(f"<!-- tested: {name} -->")
+    assert rest, f"{page.name} has no tested block {name}"
+    return fenced(rest)[0][1]
 
 
 def commands(block: str) -> list[str]:

@@ -41,14 +41,15 @@ class S3Server:
 
     root: Path
     port: int = field(default_factory=free_port)
+    secret: str = SECRET
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def credentials(self, *, secret: str = SECRET, endpoint: str | None = None) -> S3Credentials:
-        return S3Credentials(access_key=ACCESS, secret_key=secret, endpoint=endpoint or self.endpoint)
+    def credentials(self, *, secret: str | None = None, endpoint: str | None = None) -> S3Credentials:
+        return S3Credentials(access_key=ACCESS, secret_key=secret or self.secret, endpoint=endpoint or self.endpoint)
 
     def start(self) -> None:
         (self.root / BUCKET).mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ class S3Server:
                 _rclone(), "serve", "s3", "--addr", f"127.0.0.1:{self.port}", "--config", os.devnull,
                 "--vfs-cache-mode", "off", "--dir-cache-time", "250ms", "--no-checksum", str(self.root),
             ],
-            env={"RCLONE_AUTH_KEY": f'"{ACCESS},{SECRET}"', "HOME": str(home), "PATH": os.defpath},
+            env={"RCLONE_AUTH_KEY": f'"{ACCESS},{self.secret}"', "HOME": str(home), "PATH": os.defpath},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         log.close()

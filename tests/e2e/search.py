@@ -50,9 +50,10 @@ def places(story: Story) -> Iterator[tuple[str, bytes]]:
     """Everything outside memory: files, arguments and environments, and what the services tell."""
     yield from _files(story.folder, (story.sources, story.home.path / "image", *story.pulled))
     yield from _temporary(story)
+    strangers = {str(pid) for pid in story.strangers}
     for process in Path("/proc").iterdir():
         for name in ("cmdline", "environ"):
-            if process.name.isdigit() and (data := _read(process / name)):
+            if process.name.isdigit() and process.name not in strangers and (data := _read(process / name)):
                 yield f"/proc/{process.name}/{name}", data
     for party in story.passphrases:
         if story.home.parties()[party]["state"] == "running":

@@ -31,7 +31,7 @@ from cloister.keys import open_vault
 from tests.e2e.kbs import Kbs
 from tests.tiny_models import tiny_bert
 
-__all__ = ["DATA", "LEASE", "MODEL", "OUTPUT", "Story", "refused", "story", "until"]
+__all__ = ["DATA", "LEASE", "MODEL", "OUTPUT", "Run", "Story", "obstacle", "refused", "story", "until"]
 
 T = TypeVar("T")
 DATA, MODEL, OUTPUT = "hospital/dialogues", "lab/tiny", "hospital/adapter"
@@ -116,25 +116,24 @@ class Story:
         self.folder = Path(tempfile.mkdtemp(prefix="cloister-story-", dir="/tmp"))
         self.folder.chmod(0o711)
         self.home = Home(self.folder / "home")
+        self.sources = self.folder / "owners"
+        self.sources.mkdir(mode=0o700)
         # Sixteen hex digits that stand nowhere else on this machine.
         self.canary = f"canary{secrets.token_hex(8)}"
         self.passphrases = {name: f"pass-{secrets.token_hex(12)}" for name in ("hospital", "lab")}
         self.started = time.time()
         self.deks: list[bytes] = []
+        self._patches: pytest.MonkeyPatch | None = None
         self._contracts = 0
         self.pulled: list[Path] = []  # folders with plaintext that a recipient has pulled
+        self.strangers: set[int] = set()  # processes that are no part of the home and know some secret rightly
 
     # --- the stage --------------------------------------------------------------------------------------------------
 
     def open(self) -> Story:
-        with warnings.catch_warnings():
-            # The supervisor outlives the call that starts it; ``down`` ends it and waits.
-            warnings.simplefilter("ignore", ResourceWarning)
-            operations.up(self.home)
-        for name, passphrase in self.passphrases.items():
-            operations.create_party(self.home, name, passphrase)
-        self.sources = self.folder / "owners"
-        self.sources.mkdir(mode=0o700)
+        self.up()
+        for name in self.passphrases:
+            self.create(name)
         self.table = self.sources / "dialogues.csv"
         write_csv(self.table, generate(ROWS, seed=5, canary=self.canary))
         self.model = self.write_model(self.sources / "tiny")
@@ -142,6 +141,15 @@ class Story:
         self.data = self.seal(self.table, DATA)
         self.base = self.seal(self.model, MODEL)
         return self
+
+    def up(self, **options: Any) -> None:
+        with warnings.catch_warnings():
+            # The supervisor outlives the call that starts it; ``down`` ends it and waits.
+            warnings.simplefilter("ignore", ResourceWarning)
+            operations.up(self.home, **options)
+
+    def create(self, name: str) -> None:
+        operations.create_party(self.home, name, self.passphrases[name])
 
     def write_model(self, folder: Path, **changes: bytes) -> Path:
         """A tiny real encoder as a Hugging Face folder. ``changes``: files by name (``__`` for ``.``)."""
@@ -152,7 +160,8 @@ class Story:
         return folder
 
     def close(self) -> None:
-        self._patches.undo()
+        if self._patches is not None:
+            self._patches.undo()
         operations.down(self.home)
         self.home.close()
         shutil.rmtree(self.folder)
@@ -299,7 +308,7 @@ def _story() -> Story:
     return Story().open()
 
 
-def _obstacle() -> str | None:
+def obstacle() -> str | None:
     """Why no story can be told here, or None."""
     for program in ("bwrap", "swtpm", "setpriv"):
         if shutil.which(program) is None:
@@ -313,8 +322,8 @@ def _obstacle() -> str | None:
 @pytest.fixture(scope="session")
 def story() -> Iterator[Story]:
     """The shared home. Skipped, saying why, where no sandbox can be started."""
-    if obstacle := _obstacle():
-        pytest.skip(obstacle)
+    if reason := obstacle():
+        pytest.skip(reason)
     yield _story()
     if (
         _story.cache_info().currsize

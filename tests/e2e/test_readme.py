@@ -17,17 +17,10 @@ import pytest
 
 from cloister.demo.data import generate, write_csv
 from cloister.demo.story import base_model_folder
-from tests.readme import commands, fenced
+from tests.readme import commands, fenced, printed
 
-ROOT = Path(__file__).resolve().parents[2]
+README = Path(__file__).resolve().parents[2] / "README.md"
 BIN = Path(sys.executable).parent
-
-
-def printed(name: str) -> str:
-    """The block that follows the comment ``<!-- tested: NAME -->``."""
-    _, _, rest = (ROOT / "README.md").read_text().partition(f"<!-- tested: {name} -->")
-    assert rest, f"the README has no tested block {name}"
-    return fenced(rest)[0][1]
 
 
 @pytest.fixture
@@ -37,8 +30,8 @@ def place() -> Iterator[Path]:
     folder.chmod(0o711)
     write_csv(folder / "train.csv", generate(300, seed=4))
     shutil.copytree(base_model_folder(), folder / "minilm", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    (folder / "contract.yaml").write_text(printed("contract.yaml"))
-    (folder / "recipe.yaml").write_text(printed("recipe.yaml"))
+    (folder / "contract.yaml").write_text(printed(README, "contract.yaml"))
+    (folder / "recipe.yaml").write_text(printed(README, "recipe.yaml"))
     (folder / "passphrase").write_text("a long enough passphrase\n")
     (folder / "passphrase").chmod(0o600)
     try:
@@ -61,7 +54,7 @@ def run(place: Path, command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(900)
 def test_the_hand_run_commands_work_as_printed(place: Path) -> None:
-    for command in commands(printed("hand-run")):
+    for command in commands(printed(README, "hand-run")):
         done = run(place, command)
         assert done.returncode == 0, f"{command}: {done.stdout[-1000:]}{done.stderr[-2000:]}"
     evaluation = json.loads((place / "out" / "evaluation.json").read_text())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
+import ctypes
+import errno
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import CloisterError, Unavailable, Untrusted
-from cloister.sealed import SealedObject, open_sealed
-from cloister.sealed import folder as folder_module
+from cloister.sealed import SealedObject, members, open_sealed
 from cloister.sealed.folder import FolderSource, OwnFolder, open_member
 from tests.sealing import DEK, FILES, MIB, OWNER_KEY, Made, make
 
@@ -95,13 +95,13 @@ def test_a_changed_file_does_not_open(tmp_path: Path) -> None:
 def test_the_mapping_stays_small_and_outlives_the_file(made: Made) -> None:
     index = len(FILES)
     file = open_member(made.folder, f"{index:04d}.sealed", mapped=True)
-    assert isinstance(file, folder_module._MappedFile)
+    assert isinstance(file, members.MappedFile)
     view = file.window(0, MIB)
     for number in range(1, 40):
         file.window(number * MIB, MIB)
-        assert file._resident <= folder_module._RESIDENT + folder_module._AHEAD
+        assert file._resident <= members._RESIDENT + members._AHEAD
     start, end = file._ready
-    assert end - start == min(folder_module._AHEAD, end - start)
+    assert end - start == min(members._AHEAD, end - start)
     file.window(3 * MIB, MIB)
     assert file._ready == (3 * MIB, 4 * MIB)  # who jumps gets what he asked for and no more
     expected = (made.folder / f"{index:04d}.sealed").read_bytes()[:MIB]
@@ -110,18 +110,39 @@ def test_the_mapping_stays_small_and_outlives_the_file(made: Made) -> None:
 
 
 def test_a_kernel_that_can_not_map_ahead_is_done_without(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "_POPULATE_READ", 9999)  # EINVAL, as from a kernel that doesn't know it
+    monkeypatch.setattr(members, "_POPULATE_READ", 9999)  # EINVAL, as from a kernel that doesn't know it
     with opened(made) as sealed:
         assert sealed.read("data/train.csv") == FILES["data/train.csv"]
 
 
 def test_a_disk_that_fails_while_mapping_is_unavailable(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Bad(mmap.mmap):
-        def madvise(self, *args: int) -> None:
-            raise OSError(14, "Bad address")
+    class Libc:
+        @staticmethod
+        def madvise(*_: int) -> int:
+            ctypes.set_errno(errno.EFAULT)  # what the kernel says about a page that it can't read
+            return -1
 
     with opened(made) as sealed:
-        monkeypatch.setattr(folder_module.mmap, "mmap", Bad)
+        monkeypatch.setattr(members, "_libc", Libc)
         with pytest.raises(Unavailable) as info:
             sealed.read("data/train.csv")
         assert info.value.code == "storage.read"
+
+
+def test_a_file_that_can_not_be_mapped_is_unavailable(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with made.open() as sealed:
+        monkeypatch.setattr(members.mmap, "mmap", refuse)
+        with pytest.raises(Unavailable) as info:
+            open_member(made.folder, "0001.sealed", mapped=True)
+        assert info.value.code == "storage.open"
+        assert sealed.read("README.md") == FILES["README.md"]
+
+
+def test_what_is_mapped_can_not_be_written(made: Made) -> None:
+    with open_member(made.folder, "0001.sealed", mapped=True) as file:
+        assert isinstance(file, members.MappedFile)
+        with pytest.raises(TypeError, match="read-only"):
+            file.window(0, 100)[0] = 1

@@ -15,7 +15,7 @@ from types import TracebackType
 
 from ..crypto import Signer
 from ..crypto.merkle import leaf_hash
-from ..errors import Misuse, Unavailable, Untrusted
+from ..errors import CloisterError, Misuse, Unavailable, Untrusted
 from .checkpoint import Checkpoint, sign_checkpoint
 from .files import make_folders, writing
 from .growth import Growth, extend
@@ -40,11 +40,21 @@ class _Head:
 
 @dataclass(eq=False)
 class _Ticket:
-    """Entries that one caller waits for. ``first`` is set when they are committed, ``failed`` when they can't be."""
+    """Entries that one caller waits for. ``first`` is set when they are committed, ``failed`` when they can't be;
+    ``reason`` then where the log itself is sound."""
 
     entries: tuple[bytes, ...]
     first: int = -1
     failed: bool = False
+    reason: CloisterError | None = None
+
+
+class _Unsigned(Exception):
+    """The signer refused or is away, as a device that was taken out; its own error is ``reason``."""
+
+    def __init__(self, reason: CloisterError) -> None:
+        super().__init__(reason.code)
+        self.reason = reason
 
 
 class AuditLog:
@@ -60,7 +70,11 @@ class AuditLog:
         self._queue: list[_Ticket] = []
         self._busy = False
         self._refusal: str | None = None
-        self._head = self._sign_and_store(growth)
+        # Durable in the journal and under no head yet, because the signer was away. It comes before anything else.
+        self._owed: Growth | None = None
+        tree = self._derive(growth)
+        note = sign_checkpoint(Checkpoint(origin, growth.edge.size, tree.root()), signer)
+        self._head = self._store_head(growth, tree, note)
 
     @classmethod
     def create(cls, folder: Path, *, origin: str, signer: Signer) -> AuditLog:
@@ -106,7 +120,8 @@ class AuditLog:
 
         Raises Misuse for an entry that is empty or over 65,535 bytes, and Unavailable("audit.unwritable") when it
         can't be written: then nothing more is accepted until the log is opened again, and whether this entry is in
-        the log is only known then.
+        the log is only known then. Where the signer refuses or is away, its own error is raised: the log stays sound,
+        and whether this entry is in it is known after ``settle``.
         """
         return self.receipt(self.append_many([entry])[0])
 
@@ -124,7 +139,24 @@ class AuditLog:
                     self._lead()
             if ticket.failed:
                 self._refuse_if_broken()
+                if ticket.reason is not None:
+                    raise ticket.reason
         return range(ticket.first, ticket.first + len(ticket.entries))
+
+    def settle(self) -> None:
+        """Sign what is durable and was not signed because the signer was away. Raises the signer's error if it still
+        is, and Unavailable("audit.unwritable")."""
+        with self._changed:
+            while self._busy:
+                self._changed.wait()
+            self._refuse_if_broken()
+            if self._owed is not None:
+                self._lead()
+
+    @property
+    def sound(self) -> bool:
+        """False once a write failed: disk and memory may disagree since."""
+        return self._refusal is None
 
     def _lead(self) -> None:
         """Commit what waits. Called with the lock, gives it up while the disk works, has it again at the end."""
@@ -133,13 +165,15 @@ class AuditLog:
         self._changed.release()
         try:
             self._commit(tuple(entry for ticket in batch for entry in ticket.entries))
+        except _Unsigned as away:
+            self._changed.acquire()
+            self._fail(batch, away.reason)
+            raise away.reason from None
         except BaseException:
             self._changed.acquire()
             # Whatever went wrong, disk and memory may disagree now: never go on as if all were well.
             self._refusal = "audit.unwritable"
-            for ticket in (*batch, *self._queue):
-                ticket.failed = True
-            self._queue.clear()
+            self._fail(batch, None)
             raise
         else:
             self._changed.acquire()
@@ -151,8 +185,14 @@ class AuditLog:
             self._busy = False
             self._changed.notify_all()
 
+    def _fail(self, batch: list[_Ticket], reason: CloisterError | None) -> None:
+        """Everybody who waits: nobody's entry may be written after its caller was told that it failed."""
+        for ticket in (*batch, *self._queue):
+            ticket.failed, ticket.reason = True, reason
+        self._queue.clear()
+
     def _take_batch(self) -> list[_Ticket]:
-        """From the front of the queue, within the limits of a batch; at least one ticket."""
+        """From the front of the queue, within the limits of a batch; at least one ticket, if there is one."""
         entries = size = count = 0
         for ticket in self._queue:
             entries += len(ticket.entries)
@@ -165,22 +205,39 @@ class AuditLog:
 
     def _commit(self, entries: tuple[bytes, ...]) -> None:
         """Only one thread is ever in here (``_busy``)."""
+        self._pay()
+        if not entries:
+            return
         head = self._head
         self._folder.tidy()
         if self._folder.journal.count >= WIDTH:
             # Full bundles and a stored head cover these entries, so the journal may drop them.
             self._folder.new_journal(head.size - len(head.tail), head.tail)
         self._folder.journal.append(entries)
-        growth = extend(self._edge, head.tail, entries)
-        self._head = self._sign_and_store(growth)
-        self._edge = growth.edge
+        self._owed = extend(self._edge, head.tail, entries)
+        self._pay()
 
-    def _sign_and_store(self, growth: Growth) -> _Head:
-        """The entries are durable in the journal: store what derives from them, then sign, then store the head."""
+    def _pay(self) -> None:
+        """Store and sign what the journal holds beyond the head; may be repeated until the signer answers."""
+        growth = self._owed
+        if growth is None:
+            return
+        tree = self._derive(growth)
+        head = Checkpoint(self._origin, growth.edge.size, tree.root())
+        try:
+            note = sign_checkpoint(head, self._signer)
+        except CloisterError as error:
+            raise _Unsigned(error) from None
+        self._head = self._store_head(growth, tree, note)
+        self._edge, self._owed = growth.edge, None
+
+    def _derive(self, growth: Growth) -> TreeReader:
+        """The entries are durable in the journal: store what derives from them."""
         self._folder.store_full(growth.tiles, growth.bundles)
         self._folder.store_partials(growth.edge, growth.tail)
-        tree = TreeReader(growth.edge, self._folder.full_tile)
-        note = sign_checkpoint(Checkpoint(self._origin, growth.edge.size, tree.root()), self._signer)
+        return TreeReader(growth.edge, self._folder.full_tile)
+
+    def _store_head(self, growth: Growth, tree: TreeReader, note: str) -> _Head:
         self._folder.store_checkpoint(note)
         return _Head(growth.tail, growth.edge.size, note, tree)
 
@@ -253,7 +310,7 @@ class AuditLog:
             if broken == "audit.closed":
                 return
             try:
-                if not broken:
+                if not broken and self._owed is None:
                     self._folder.tidy()
             finally:
                 self._folder.close()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from ..audit import AuditLog, Outcome, Receipt, encode_event, event, parse_event, verify_checkpoint
 from ..crypto.merkle import verify_consistency
-from ..errors import CloisterError, Unavailable, Untrusted
+from ..errors import CloisterError, Denied, Unavailable, Untrusted
 from .clock import Clock
 from .config import Limits
 from .refusals import About, Refusals
@@ -40,11 +40,13 @@ class Ledger:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Decide and commit inside this. Raises Unavailable once the log could not be written."""
+        """Decide and commit inside this. Raises Unavailable once the log could not be written, and the error of the
+        device that signs its heads while that is away."""
         with self._lock:
             if self._broken:
                 # Whether the last entry reached the disk is unknown until the log is opened again.
                 raise Unavailable("audit.unwritable", "The audit log could not be written; mend the disk and restart.")
+            self.log.settle()  # what was logged while the signer went away is told to the state below
             if self.state.intents():
                 reconcile(self.state, self.log, self._log_key)
             yield
@@ -59,6 +61,13 @@ class Ledger:
         intent = self.state.intend(changes)
         try:
             receipt = self.append(kind, target=target, details={**details, "revision": intent.revision})
+        except (Denied, Unavailable):
+            self._broken = not self.log.sound  # else only the signer is away, and the next turn can tell what became
+            raise
+        except BaseException:
+            self._broken = True
+            raise
+        try:
             head = receipt.verify(self.log.origin, self._log_key)
         except BaseException:
             self._broken = True

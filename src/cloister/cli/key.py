@@ -83,6 +83,7 @@ def status(party: As = None, home: HomeFolder = None, as_json: Json = False) -> 
         _schedule(acting, rotation["schedule"]),
         *([rotation["error"]] if rotation["error"] else []),
         *rotation["notes"],
+        *(rotation["last"] or {}).get("remains", []),
         *found["warnings"],
     ]
     document = {k: found[k] for k in ("driver", "epoch", "party", "rotation", "warnings")}

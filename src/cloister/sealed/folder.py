@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import io
-import mmap
 import os
 import stat
 from pathlib import Path
 
 from ..crypto import Envelope
 from ..errors import Malformed, Unavailable, Untrusted
+from .members import MappedFile, MemberFile
 from .models import LIMITS
 
 __all__ = [
@@ -35,60 +34,6 @@ def member_name(index: int) -> str:
     return f"{index:04d}.sealed"
 
 
-class MemberFile(io.FileIO):
-    """A file of ciphertext that several threads may read at once: ``crypto.streaming.SharedFile``."""
-
-    def read_at(self, offset: int, buffer: memoryview) -> int:
-        return os.preadv(self.fileno(), [buffer], offset)
-
-
-_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python 3.11 doesn't name
-_AHEAD = 8 << 20
-_RESIDENT = 32 << 20
-
-
-class _MappedFile(MemberFile):
-    """``crypto.streaming.StableFile``: decrypted straight from the page cache."""
-
-    def __init__(self, fd: int, mode: str) -> None:
-        super().__init__(fd, mode)
-        self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-        self._view = memoryview(self._map)
-        self._ready = (-1, -1)
-        self._ahead = 0
-        self._resident = 0
-
-    def window(self, offset: int, length: int) -> memoryview:
-        """Pages are mapped before they are touched, so that a bad disk is an OSError here and not a SIGBUS later, and
-        unmapped after some megabytes, so that a file's length doesn't show in this process's memory. Another
-        thread that still reads an unmapped page just faults it in again."""
-        start, end = self._ready
-        if not (start <= offset and offset + length <= end):
-            # Who reads on from where the last window ended gets ever larger ones, who reads at random gets no more.
-            self._ahead = min(2 * self._ahead, _AHEAD) if offset == end else length // 2
-            end = min(offset + max(self._ahead, length), len(self._map))
-            if self._resident > _RESIDENT:
-                self._map.madvise(mmap.MADV_DONTNEED)
-                self._resident = 0
-            first = offset - offset % mmap.PAGESIZE
-            self._populate(first, end - first)
-            self._resident += end - first
-            self._ready = (offset, end)
-        return self._view[offset : offset + length]
-
-    def _populate(self, start: int, length: int) -> None:
-        try:
-            self._map.madvise(_POPULATE_READ, start, length)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # an older kernel maps pages when they are touched
-                raise
-
-    def close(self) -> None:
-        # The mapping itself goes with its last view: closing it under a reader's feet would end the process.
-        self._view = memoryview(b"")
-        super().close()
-
-
 def open_member(folder: Path, name: str, size: int | None = None, *, mapped: bool = False) -> MemberFile:
     """Open a regular file for reading, without following a link or waiting at a pipe that a hostile host put there.
 
@@ -104,7 +49,13 @@ def open_member(folder: Path, name: str, size: int | None = None, *, mapped: boo
         raise Unavailable("storage.open", "A file of the sealed object can't be opened; check the storage.") from None
     found = os.fstat(fd)
     if stat.S_ISREG(found.st_mode) and size in (None, found.st_size):
-        return _MappedFile(fd, "rb") if mapped and found.st_size else MemberFile(fd, "rb")
+        try:
+            return MappedFile(fd, "rb") if mapped and found.st_size else MemberFile(fd, "rb")
+        except OSError:
+            os.close(fd)
+            raise Unavailable(
+                "storage.open", "A file of the sealed object can't be mapped; open the folder by its path."
+            ) from None
     os.close(fd)
     if not stat.S_ISREG(found.st_mode):
         raise _special()
