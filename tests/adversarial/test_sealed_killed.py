@@ -1,5 +1,5 @@
 """``kill -9`` at random moments, bytes and steps while objects are sealed. After each, whatever has a name is whole by
-the word of the independent checker and opens to what was sealed; what was finished is there; no plaintext lies there."""
+the word of the independent checker and opens to what was sealed; what was finished is there; plaintext is nowhere."""
 
 from __future__ import annotations
 
