@@ -20,6 +20,7 @@ from cloister.workload.key_session import Lease, RunContext, boottime
 from cloister.workload.leases import LeaseKeeper
 from cloister.workload.training.background import CheckpointWriter
 from tests.bundles import INSTANCE, make_contract, make_job
+from tests.keepers import join_keepers
 
 SECRET = b"s" * 32
 HEADER: dict[str, Any] = {"kind": "test"}
@@ -48,11 +49,12 @@ class Instance:
 
 
 @pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Stands in for the process that ends, so that what would still run is seen to be harmless."""
     codes: list[int] = []
     monkeypatch.setattr(leases_module.os, "_exit", codes.append)
-    return codes
+    yield codes
+    join_keepers()
 
 
 def between_reads(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from cloister.workload import leases as leases_module
 from cloister.workload.identity import KeyRing
 from cloister.workload.key_session import Lease, boottime
 from cloister.workload.leases import EXIT_LEASE_LOST, LEASE_CODES, LeaseKeeper
+from tests.keepers import join_keepers
 
 
 class Process:
@@ -30,12 +31,13 @@ class Process:
 
 
 @pytest.fixture
-def process(monkeypatch: pytest.MonkeyPatch) -> Process:
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     made = Process()
     monkeypatch.setattr(leases_module.os, "_exit", made.exit)
     monkeypatch.setattr(leases_module, "_TELL_SECONDS", 0.2)
     monkeypatch.setattr(leases_module, "_RETRY_SECONDS", 0.05)
-    return made
+    yield made
+    join_keepers()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from cloister.client.keys import Shredded
 from tests.e2e.keys_story import PAGES, Backup, KeysStory
 from tests.e2e.keys_story import keys_story as keys_story
 from tests.e2e.search import places, search
-from tests.e2e.story import DATA, MODEL, Run, refused
+from tests.e2e.story import DATA, MODEL, Run, refused, until
 from tests.key_chores import openable
 from tests.readme import commands, printed
 
@@ -34,8 +34,12 @@ def first(keys_story: KeysStory) -> Backup:
 
 @pytest.fixture(scope="module")
 def finished(keys_story: KeysStory, first: Backup) -> tuple[Run, Pulled]:
-    """A run that ended well, and what its recipient pulled."""
-    run = keys_story.submit(keys_story.agree())
+    """A run that ended well, though the hospital's token was out in the middle of it, and what its recipient pulled."""
+    run = keys_story.submit(keys_story.agree(), epochs=20, checkpoint_steps=20)
+    until("the first checkpoint's log entries", lambda: run.recorded("hospital") == run.recorded("lab") == [20])
+    with keys_story.hsm.removed(keys_story.token):
+        until("the next checkpoint", lambda: len(run.checkpoints()) > 1)
+        assert run.recorded("hospital") == [20]
     assert run.ended() == ("succeeded", None)
     return run, keys_story.pull("pulled")
 
@@ -96,6 +100,18 @@ def test_the_run_s_bundle_verifies_and_its_use_is_told(keys_story: KeysStory, fi
         assert code == 0
         for key in (used[name], used["1"]):  # the asset's own, and the KEK of that epoch
             assert (key["jobs"], key["releases"], key["last_job"], key["unusual"]) == (1, 1, run.digest, 0)
+
+
+def test_a_token_that_was_out_in_the_middle_of_a_run_cost_nothing(
+    keys_story: KeysStory, finished: tuple[Run, Pulled]
+) -> None:
+    """Each checkpoint stands in both logs, once; the keys were not asked for again."""
+    run, _ = finished
+    steps = [20, 40, 60, 80, 100, 120]
+    assert (run.recorded("hospital"), run.recorded("lab")) == (steps, steps)
+    for party in PARTIES:
+        assert keys_story.released(party) == 2  # the asset's key and a share of the checkpoints'
+        operations.verify_log(keys_story.home, party)
 
 
 def test_after_a_rotation_old_copies_open_nothing_and_what_was_made_stays(

@@ -1,4 +1,4 @@
-"""The commands of docs/vaults.md for a TPM, as printed, on swtpm. Those for SoftHSM: e2e/test_keys_story.py."""
+"""What docs/vaults.md prints for a TPM, run as printed on swtpm. (SoftHSM's part: tests/e2e/test_keys_story.py.)"""
 
 from __future__ import annotations
 

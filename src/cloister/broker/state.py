@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -178,6 +179,8 @@ def _reachable() -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise Unavailable("storage.full", "The disk is full; free space, then try again.") from error
         raise Unavailable(
             "state.unreachable", "The broker's state can't be read or written; look at the disk."
         ) from error

@@ -89,6 +89,6 @@ def _storage_errors() -> Iterator[None]:
     except FileExistsError:
         raise Misuse("vault.exists", "There is a file at that path; a vault is never overwritten.") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise Unavailable("storage.full", "The disk is full; free space, then try again.") from None
         raise Unavailable("vault.write", "The vault file can't be written; check its folder and the disk.") from None
