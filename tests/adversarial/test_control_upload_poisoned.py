@@ -8,10 +8,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import delete
 
+import cloister.control.objects
+from cloister.control.tables import objects, parties
 from cloister.crypto import SigningKey, sha256
 from cloister.errors import CloisterError, Denied, Misuse, Unavailable, Untrusted
-from cloister.sealed import MANIFEST_NAME, read_envelope
+from cloister.sealed import MANIFEST_NAME, Manifest, read_envelope
 from tests.control_world import CANARY, Party, World, running_world
 
 
@@ -223,3 +226,110 @@ def test_a_body_that_is_no_manifest(world: World) -> None:
         assert (answer.status_code, answer.json()["error"]["kind"]) == (400, "malformed")
     assert CANARY not in world.log.getvalue()
     assert everything(world) == []
+
+
+def upload_all(world: World, folder: Path) -> str:
+    """Manifest and files of ``folder``, without the commit."""
+    digest = read_envelope(folder).digest.hex()
+    put(world, world.hospital, f"/v1/objects/{digest}/manifest", (folder / MANIFEST_NAME).read_bytes())
+    for index in (0, 1):
+        put(world, world.hospital, f"/v1/objects/{digest}/files/{index}", (folder / f"000{index}.sealed").read_bytes())
+    return digest
+
+
+def test_a_file_replaced_between_the_check_and_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary second request, and one that began before: neither reaches what was checked."""
+    folder = world.sealed(world.hospital, "hospital/queries", "dataset")
+    digest = upload_all(world, folder)
+    good, check = (folder / "0000.sealed").read_bytes(), cloister.control.objects.check_ciphertext
+    began = world.plane.objects.receive(digest, "0", "hospital")
+    refused: list[str] = []
+
+    def slow(checked: Path) -> Manifest:
+        manifest = check(checked)
+        for path in (f"/v1/objects/{digest}/files/0", f"/v1/objects/{digest}/manifest"):
+            body = bytes(len(good)) if path.endswith("0") else (folder / MANIFEST_NAME).read_bytes()
+            refused.append(put(world, world.hospital, path, body).json()["error"]["code"])
+        began.write(bytes(len(good)))
+        with pytest.raises(Misuse) as late:
+            began.finish()
+        refused.append(late.value.code)
+        with pytest.raises(Unavailable) as second:
+            world.plane.objects.commit(digest, "hospital", now=1)
+        refused.append(second.value.code)
+        return manifest
+
+    monkeypatch.setattr(cloister.control.objects, "check_ciphertext", slow)
+    world.client(world.hospital)._post(f"/v1/objects/{digest}/commit", {})
+    began.discard()
+    assert refused == ["object.checking"] * 3 + ["object.busy"]
+    kept = world.home / "control" / "objects" / digest
+    assert (kept / "0000.sealed").read_bytes() == good
+    assert everything(world) == [f"objects/{digest}"] + [f"objects/{digest}/{p.name}" for p in sorted(kept.iterdir())]
+
+
+@pytest.mark.parametrize("death", [Unavailable("storage.read", "The disk is away."), KeyboardInterrupt()])
+def test_an_upload_whose_check_broke_off_can_be_committed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, death: BaseException
+) -> None:
+    digest = upload_all(world, world.sealed(world.hospital, "hospital/queries", "dataset"))
+    store, now = world.plane.objects, world.plane.now()
+
+    def fails(_: Path) -> Manifest:
+        raise death
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloister.control.objects, "check_ciphertext", fails)
+        with pytest.raises(type(death)):
+            store.commit(digest, "hospital", now=now)
+    uploads = world.home / "control" / "uploads"
+    assert [p.name for p in uploads.iterdir()] == [f"{digest}.hospital"]
+    (uploads / f"{digest}.hospital").rename(uploads / f".{digest}.hospital")  # as a power cut leaves it
+    store.sweep(now=now)
+    assert store.commit(digest, "hospital", now=now)["state"] == "stored"
+    assert list(uploads.iterdir()) == []
+
+
+def forget_objects(world: World) -> None:
+    """As a copy of the catalogue from before has it."""
+    with world.plane.objects._database.write() as connection:
+        connection.execute(delete(objects))
+
+
+def test_an_older_catalogue_loses_no_ciphertext(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = world.sealed(world.hospital, "hospital/queries", "dataset")
+    digest = world.client(world.hospital).upload(folder)
+    before, listed = everything(world), world.client(world.hospital).assets()
+    forget_objects(world)
+    world.plane.objects.sweep(now=world.plane.now())
+    assert everything(world) == before
+    (found,) = world.client(world.hospital).assets()
+    assert {**found, "stored": 0} == {**listed[0], "stored": 0}
+    assert world.client(world.lab).assets() == []
+    assert (digest in (said := capsys.readouterr().err), "object.adopted" in said) == (True, True)
+
+
+@pytest.mark.parametrize("change", ["damaged", "stranger"])
+def test_unknown_objects_that_do_not_hold_are_kept_but_not_served(
+    world: World, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = world.client(world.hospital).upload(world.sealed(world.hospital, "hospital/queries", "dataset"))
+    home = world.home / "control"
+    files = {p.name: p.read_bytes() for p in (home / "objects" / digest).iterdir()}
+    for _ in range(2):  # the second finds the name taken
+        forget_objects(world)
+        if change == "damaged":
+            flip(home / "objects" / digest / "0000.sealed")
+        else:
+            with world.plane.objects._database.write() as connection:
+                connection.execute(delete(parties).where(parties.c.name == "hospital"))
+        world.plane.objects.sweep(now=world.plane.now())
+        assert list((home / "objects").iterdir()) == []
+        assert world.plane.objects.listing("hospital", None) == []
+        aside = sorted((home / "unknown").iterdir())
+        (home / "objects" / digest).mkdir()
+        for name, data in files.items():
+            (home / "objects" / digest / name).write_bytes(data)
+    assert [p.name[:64] for p in aside] == [digest, digest]
+    assert (aside[0] / "0001.sealed").read_bytes() == files["0001.sealed"]
+    assert capsys.readouterr().err.count("object.unknown") == 2

@@ -239,8 +239,9 @@ def test_queues_and_proposals_are_bounded(tmp_path: Path) -> None:
     with running_world(tmp_path, limits=Limits(queued_jobs=1, unsigned_contracts=1)) as world:
         contract = world.agreed()
         hospital = world.client(world.hospital)
-        hospital.submit(world.job(contract, salt=1))
-        hospital.submit(world.job(contract, salt=1))  # the same job again is the same job
+        job = world.job(contract, salt=1)
+        hospital.submit(job)
+        hospital.submit(job)  # the same job again is the same job
         with pytest.raises(Denied) as queue:
             hospital.submit(world.job(contract, salt=2))
         assert queue.value.code == "job.queue"

@@ -97,6 +97,27 @@ def test_logged_tables_change_only_through_the_log(parts: Parts) -> None:
     assert parts.state.rows("peers") == []
 
 
+@pytest.mark.parametrize(
+    ("details", "code"),
+    [
+        ({"reason": "\ud800"}, "event.details"),
+        ({"count": 2**53}, "event.details"),
+        ({"reason": "x" * 100_000}, "event.details"),
+        ({f"part{n}": "\x00" * 1000 for n in range(60)}, "event.size"),
+    ],
+)
+def test_what_no_entry_can_hold_is_refused_and_breaks_nothing(parts: Parts, details: Any, code: str) -> None:
+    parts.put("a", "1")
+    size, announced = parts.log.size, parts.state.intend([])
+    parts.state.abandon(announced)
+    with pytest.raises(Misuse) as refused, parts.ledger.turn():
+        parts.ledger.commit("asset.sealed", target="x", details=details, changes=[fact("a", "2")])
+    assert (refused.value.code, parts.log.size, parts.state.intents()) == (code, size, [])
+    parts.put("b", "3")
+    assert parts.facts() == {"a": "1", "b": "3"}
+    assert parts.state.progress().revision == announced.revision + 1, "not even a number was used"
+
+
 def test_numbers_of_abandoned_intents_are_not_used_again(parts: Parts) -> None:
     first = parts.state.intend([fact("a", "1")])
     parts.state.abandon(first)

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -463,3 +465,34 @@ def test_wrapped_keys_that_are_no_objects(document: object) -> None:
     with pytest.raises(Malformed) as info:
         WrappedKey.from_document(document)
     assert info.value.code == "wrap.form"
+
+
+_CHANGES_SLOWLY = """
+import select, sys
+from pathlib import Path
+from cloister.keys import open_vault, vault
+replace = vault.replace_file
+def slow(path, data):  # the file was compared, and is not written yet
+    print("inside", flush=True)
+    select.select([sys.stdin], [], [], 1.0)  # until the other one is done, if nothing holds it up
+    replace(path, data)
+vault.replace_file = slow
+with open_vault(Path(sys.argv[1]), sys.argv[2].encode()) as mine:
+    mine.put_secret("theirs", b"1")
+print("done", flush=True)
+"""
+
+
+def test_two_processes_that_write_in_the_same_moment(vault: Vault) -> None:
+    """Between one's comparison and its rename the other waits; then it is told, so no change is lost."""
+    command = [sys.executable, "-c", _CHANGES_SLOWLY, str(path_of(vault)), PASSPHRASE.decode()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "inside\n"
+        with pytest.raises(Misuse) as info:
+            vault.put_secret("mine", b"2")
+        said, _ = other.communicate("go\n", timeout=30)
+    assert (said, other.returncode, info.value.code) == ("done\n", 0, "vault.stale")
+    assert again(vault).secret_names() == ("theirs",)
+    again(vault).put_secret("mine", b"2")
+    assert again(vault).secret_names() == ("mine", "theirs")

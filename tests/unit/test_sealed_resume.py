@@ -229,3 +229,25 @@ def test_publishing_nothing_but_this_folders_manifest(tmp_path: Path) -> None:
             seal.publish(Envelope(MANIFEST_TYPE, payload).signed_by(KEY), tmp_path / "taken")
         assert taken.value.code == "sealed.exists"
     assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("step", ["draft", "write", "discard"])
+def test_a_storage_that_fails_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    attempt(tmp_path / "work", [])
+
+    def fails(*_: object, **__: object) -> Any:
+        raise OSError(errno.EIO, "input/output error")
+
+    with ResumableSeal(tmp_path / "work") as seal, monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir" if step == "discard" else "read_bytes", fails)
+        calls = {"draft": seal.draft, "discard": seal.discard}
+        with pytest.raises(Unavailable) as refused:
+            calls[step]() if step in calls else seal.write(
+                sources([]), dek=DEK, identity=IDENTITY, terms=TERMS, progress=lambda _: None
+            )
+    assert refused.value.code == "storage.write"
+    opened: list[str] = []
+    attempt(tmp_path / "work", opened)
+    assert opened == [], "nothing was lost"

@@ -67,8 +67,8 @@ class Broker:
         self.warnings = [*_warnings(settings, confirmed), *opened.vault.warnings]
         _log_start(ledger, opened, confirmed)
         self.lifecycle = Lifecycle.over(self.core, split=partial(split_root, opened.vault))
-        revision = remembered_revision(ledger, opened.vault)
-        self.lifecycle.resume(lambda: opened.vault.sweep_orphans(known_revision=revision))
+        remembered_revision(ledger, opened.vault)
+        self.lifecycle.resume(self._tell_orphans)
         self.notices.learn()  # before anything is served: an older copy of the state may have forgotten a revocation
 
     @classmethod
@@ -109,6 +109,15 @@ class Broker:
     def notes(self) -> list[str]:
         """What the owner should know now: of the way in which this broker runs, and of its keys."""
         return [*self.warnings, *self.lifecycle.keeper.notes()]
+
+    def _tell_orphans(self) -> None:
+        """Never destroyed at start: this home may be an older or a restored copy, and what it lacks another's KEK."""
+        count = len(self._opened.vault.orphans())
+        if count:
+            self.warnings.append(
+                f"The device holds {count} keys of this vault that its file does not name: a crash left them, or a "
+                "newer copy of the file uses them, so they are kept."
+            )
 
     def close(self) -> None:
         self.lifecycle.stop()

@@ -8,7 +8,7 @@ from ..contracts import Terms
 from ..crypto import Envelope, random_bytes
 from ..errors import CloisterError, Denied
 from ..fields import Fields
-from ..sealed import MANIFEST_TYPE, Manifest, check_dek
+from ..sealed import MANIFEST_TYPE, Manifest, check_dek, dek_commitment
 from .ledger import Ledger
 from .party import OwnKeys, Parties
 from .state import Change, Row, State
@@ -53,8 +53,8 @@ class Assets:
     def seal(self, payload: bytes, dek: bytes) -> Envelope:
         """Take over a data key and sign its manifest. The same manifest again gives the same envelope.
 
-        Raises Denied for another owner's manifest, one that isn't the next version, or one that was shredded, Untrusted
-        for another key than the manifest commits to.
+        Raises Denied for another owner's manifest, one that isn't the next version, one that was shredded, or the key
+        of a re-encryption that ended, Untrusted for another key than the manifest commits to.
         """
         manifest = Manifest.from_payload(payload)
         check_dek(manifest, dek)
@@ -63,6 +63,7 @@ class Assets:
             row = self._state.row("assets", digest=envelope.digest.hex())
             if row is None:
                 self._check_next(manifest)
+                self._check_task(dek)
                 self._take(manifest, envelope, dek)
             else:
                 _check_unshredded(row)  # a key that was destroyed does not come back by being handed over again
@@ -118,7 +119,7 @@ class Assets:
             "version": manifest.version,
             "manifest": envelope.payload.decode(),
             "class": manifest.asset_class,
-            "keep_until": _keep_until(manifest),
+            "keep_until": self._keep_until(manifest),
             "shredded": None,
             "reason": None,
             **wrapped_columns(self._keys.vault.wrap(dek, envelope.digest)),
@@ -161,6 +162,22 @@ class Assets:
         if holders != (set() if newest is None else {manifest.name}):
             raise Denied("asset.id", "The manifest carries another asset's id; ask for the next version again.")
 
+    def _check_task(self, dek: bytes) -> None:
+        """The key of a re-encryption that ended is gone here, but a client may have kept it: it must not come back, as
+        this version or another. Each task's commitment is computed from the key at hand, so both are found."""
+        for task in self._state.rows("tasks"):
+            if task["state"] != "running":
+                commitment = dek_commitment(dek, bytes.fromhex(task["asset_id"]), task["version"])
+                if commitment.hex() == task["commitment"]:
+                    raise Denied("task.ended", "The re-encryption that made this key has ended; start it again.")
+
+    def _keep_until(self, manifest: Manifest) -> int:
+        """What its terms say; a re-encrypted copy is never kept longer than the version that it was made from."""
+        dates = [_terms_end(manifest)]
+        for task in self._state.rows("tasks", name=manifest.name, commitment=manifest.dek_commit.hex()):
+            dates.append(int(self.known(bytes.fromhex(task["source"]))["keep_until"]))
+        return min(dates)
+
     @staticmethod
     def _manifest(row: Row) -> Manifest:
         return Manifest.from_payload(row["manifest"].encode())
@@ -172,7 +189,7 @@ def _check_unshredded(row: Row) -> None:
         raise Denied("asset.shredded", "The key of this version was destroyed for good; its owner can seal a next one.")
 
 
-def _keep_until(manifest: Manifest) -> int:
+def _terms_end(manifest: Manifest) -> int:
     """From the manifest's terms. One without terms that can be read is under no contract: nothing ends it."""
     terms = manifest.terms.get("terms")
     if terms is None:

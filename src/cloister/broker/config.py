@@ -43,6 +43,8 @@ class Limits:
     keeper_interval: float = 30.0  # between looks at what is due: rotations and expiries
     expiry_notice: float = 3600.0  # an asset is shredded when it has been seen to be overdue for so long
     clock_jump: float = 600.0  # by how much the clock may run ahead of the time since the machine's start
+    clock_gap: float = 2_592_000.0  # by how much the clock may be ahead of the log's newest entry at start
+    gap_notice: float = 86_400.0  # so long nothing expires after a start with a wider gap
     notices_interval: float = 30.0  # between rounds of telling and asking about revocations while the log rests
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from ..audit import AuditLog, Outcome, Receipt, encode_event, event, parse_event, verify_checkpoint
 from ..crypto.merkle import verify_consistency
-from ..errors import CloisterError, Denied, Unavailable, Untrusted
+from ..errors import CloisterError, Denied, Malformed, Misuse, Unavailable, Untrusted
 from .clock import Clock
 from .config import Limits
 from .refusals import About, Refusals
@@ -21,6 +21,8 @@ from .state import Change, Intent, State
 __all__ = ["Ledger", "reconcile"]
 
 Details = Mapping[str, str | int]
+
+_LONGEST_REVISION = 2**53 - 1
 
 
 class Ledger:
@@ -56,8 +58,11 @@ class Ledger:
 
         When this returns, the entry is durable under a signed head, and its inclusion proof verified with our own log
         key. When it raises, no table changed; what the log has of it nevertheless is finished in the next turn or at
-        the next start, and what it lacks is forgotten.
+        the next start, and what it lacks is forgotten. Raises Misuse for details that no entry can hold; then nothing
+        was announced.
         """
+        # What no entry can hold is refused while nothing is announced; the longest number stands for the revision.
+        self._encoded(kind, target=target, details={**details, "revision": _LONGEST_REVISION})
         intent = self.state.intend(changes)
         try:
             receipt = self.append(kind, target=target, details={**details, "revision": intent.revision})
@@ -77,8 +82,16 @@ class Ledger:
 
     def append(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> Receipt:
         """Log an event that changes no state."""
+        return self.log.append(self._encoded(kind, target=target, details=details, outcome=outcome))
+
+    def _encoded(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> bytes:
         body = event(kind, actor=self._actor, target=target, outcome=outcome, details=details, now=self._clock())
-        return self.log.append(encode_event(body))
+        try:
+            return encode_event(body)
+        except Malformed:
+            raise Misuse(
+                "event.details", "An audit event's details are text that every reader can show; give plain text."
+            ) from None
 
     def refuse(self, kind: str, error: CloisterError, *, target: str, details: Details, about: About | None) -> None:
         """Log a refusal with the whole reason: the owner's log says everything, the answer to an outsider doesn't.

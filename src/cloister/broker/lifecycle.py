@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import Untrusted
 from ..keys import KeyVault
 from .core import Core
-from .keeper import Keeper
+from .keeper import Keeper, jumped_before
 from .ledger import Ledger
 from .retention import Retention
 from .rootkeys import RootKeys, Splitter
@@ -45,15 +45,16 @@ class Lifecycle:
         shredder = Shredder(core.assets, retention, rotation, usage, core.knowledge, ledger, clock)
         tasks = Reencryptions(core.keys, core.assets, retention, ledger, clock)
         roots = RootKeys(vault, core.knowledge, ledger, clock, split)
-        keeper = Keeper(rotation, schedule, retention, shredder, clock, limits)
+        gap = jumped_before(ledger.log, now=clock(), limits=limits)
+        keeper = Keeper(rotation, schedule, retention, shredder, roots, clock, limits, gap=gap)
         return cls(vault, rotation, schedule, usage, retention, shredder, tasks, roots, keeper)
 
-    def resume(self, sweep: Callable[[], object]) -> None:
+    def resume(self, orphans: Callable[[], object]) -> None:
         """At start: what a crash left half-done. What can't be finished now is said in ``keeper.notes``.
 
-        ``sweep``: destroys what a device holds of this vault and its file does not name.
+        ``orphans``: tells what a device holds of this vault and its file does not name.
         """
-        self.keeper.resume(self.roots.resume, sweep)
+        self.keeper.resume(orphans)
 
     def stop(self) -> None:
         self.keeper.stop()

@@ -33,6 +33,7 @@ from .decision import (
 )
 from .kbs_request import read_request, resource_named
 from .knowledge import contract_change, instance_change, job_change
+from .rootkeys import check_shares
 from .sessions import Attested, Session, Sessions
 from .state import Change
 
@@ -97,6 +98,8 @@ class KeyReleases:
             resource = resource_named(kind, tag)
             # Also before a stored answer: what was revoked since is not handed out again.
             decide_release(request, attested.claims, self._standing(request), resource, now=self._core.clock())
+            if resource.kind != "asset-key":
+                check_shares(self._core.ledger)
             return self._answer(session, attested, resource)
         except CloisterError as refusal:
             self._refuse("key.refused", refusal, request, "key", resource=f"{kind}/{tag}"[:200])
@@ -154,6 +157,8 @@ class KeyReleases:
             now = core.clock()
             standing = self._standing(request)
             lease = decide_release(request, attested.claims, standing, resource, now=now)
+            if resource.kind != "asset-key":
+                check_shares(core.ledger)
             # 6. In the log, durable, and its inclusion proof verified, before any key is touched.
             details = _release_details(request, attested.claims, resource, lease)
             epoch = core.assets.epoch(resource.digest)

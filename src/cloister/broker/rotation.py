@@ -37,12 +37,11 @@ def fact_change(name: str, value: Any) -> Change:
 
 @dataclass
 class _Progress:
-    """Of the work that is under way, or that was done last."""
+    """Of the work that is under way."""
 
     done: int = 0
     total: int = 0
     error: str | None = None
-    last: dict[str, Any] | None = None
 
 
 class Rotation:
@@ -56,7 +55,7 @@ class Rotation:
         self._working = threading.Lock()
         self._stop = threading.Event()
         self._progress = _Progress()
-        self._remains: set[str] = set()  # what the vault said of epochs that it destroyed, until the log has it
+        self._said: dict[int, str | None] = {}  # by the vault of epochs that it destroyed, until the log has it
 
     # What is due.
 
@@ -122,7 +121,7 @@ class Rotation:
                 self._ledger.commit("kek.rotation", target=self._vault.owner, details=details, changes=[change])
 
     def _finish(self, most: int | None) -> bool:
-        self._progress = _Progress(last=self._progress.last)
+        self._progress = _Progress()
         while (target := self._target()) is not None:
             while self._vault.epoch < target:
                 self._vault.rotate_kek()
@@ -185,30 +184,55 @@ class Rotation:
             if any(self._saveable(table, target) for table in CARRIERS):
                 return
         old = [epoch for epoch in self._vault.epochs() if epoch < target]
+        self._announce(target, old)
         for epoch in old:
-            self._remains.update({said} if (said := self._vault.destroy_epoch(epoch)) is not None else ())
+            self._said[epoch] = self._vault.destroy_epoch(epoch)
         with self._ledger.turn():
             pending = fact(self._ledger, "rotation")
             if pending is None or pending["target"] > target:
                 return  # somebody asked for a newer one meanwhile: that one ends it
-            now, lost, remains = self._clock(), self._lost(target), sorted(self._remains)
+            announced = fact(self._ledger, "destroying") or []
+            now, lost, remains = self._clock(), self._lost(target), self._remains(announced)
             details: Details = {
-                "destroyed": len(old),
+                "destroyed": len(announced),
                 "epoch": target,
                 "lost": len(lost),
                 "reason": pending["reason"],
                 "remains": " ".join(remains)[:4000] or "nothing",
                 "rewrapped": self._progress.done,
             }
+            last = {**details, "at": now, "lost": lost, "remains": remains}
             changes = [
                 fact_change("rotation", None),
+                fact_change("destroying", None),
+                fact_change("destroyed", last),
                 fact_change("rotated_at", now),
                 # An older vault file is refused from here on.
                 Change("facts", {"name": "vault_revision", "value": str(self._vault.revision)}),
             ]
             self._ledger.commit("kek.destroyed", target=self._vault.owner, details=details, changes=changes)
-            self._progress.last = {**details, "at": now, "lost": lost, "remains": remains}
-            self._remains.clear()
+            self._said.clear()
+
+    def _announce(self, target: int, old: Sequence[int]) -> None:
+        """Store which epochs are about to be destroyed: the answer at the end tells of all of them, crash or not."""
+        with self._ledger.turn():
+            known = fact(self._ledger, "destroying") or []
+            if set(old) <= set(known):
+                return
+            epochs = sorted({*known, *old})
+            details: Details = {"epoch": target, "epochs": ",".join(map(str, epochs))[:4000], "stage": "destroying"}
+            changes = [fact_change("destroying", epochs)]
+            self._ledger.commit("kek.rotation", target=self._vault.owner, details=details, changes=changes)
+
+    def _remains(self, announced: Sequence[int]) -> list[str]:
+        said = {sentence for sentence in self._said.values() if sentence is not None}
+        unheard = [str(epoch) for epoch in announced if epoch not in self._said]
+        if unheard:
+            said.add(
+                f"The broker was stopped while KEK epoch {', '.join(unheard)} was destroyed, so what the driver said "
+                "of that is not known: take it that copies may remain."
+            )
+        return sorted(said)
 
     # Looking.
 
@@ -220,7 +244,7 @@ class Rotation:
             "epoch": self._vault.epoch,
             "epochs": list(self._vault.epochs()),
             "error": now.error,
-            "last": now.last,
+            "last": fact(self._ledger, "destroyed"),
             "pending": self.pending,
             "running": self._working.locked(),
             "total": max(now.total, now.done),

@@ -44,7 +44,7 @@ def split(
     document: dict[str, object] = {"party": acting, "shares_made": len(made), "threshold": threshold}
     lines = [
         f"{len(made)} shares of the vault of {acting}; {threshold} of them and a backup of vault.json restore it.",
-        "Earlier shares open only earlier copies of the file.",
+        "Earlier shares and an earlier copy of the file still give the vault's root: destroy whichever you can.",
     ]
     if print_shares:
         document["shares"] = made
@@ -68,7 +68,12 @@ def _show(made: Sequence[str]) -> None:
 
 @recovery.command("restore")
 def restore(
-    vault: Annotated[Path, typer.Argument(help="The vault file, usually a backup; its broker must not run.")],
+    vault: Annotated[
+        Path,
+        typer.Argument(
+            help="The vault file or a backup, in the party's folder beside state.db; its broker must not run."
+        ),
+    ],
     driver: Annotated[
         str | None,
         typer.Option("--driver", help="The device that has the keys again; its credential is then asked for."),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Misuse, Unavailable
+from ..errors import CloisterError, Misuse, Unavailable
 from ..fields import Fields
 from .agent import OwnerAgent
 from .progress import Progress, Step, silent
@@ -88,11 +88,18 @@ def schedule_rotation(home: Home, party: str, every: int | None) -> dict[str, An
 def shred(home: Home, name: str, versions: list[int] | None, *, reason: str, progress: Progress = silent) -> Shredded:
     """Destroy the keys of these versions of an asset (None: of all) for good. The same call again tells the same.
 
-    Raises Denied("asset.held") under a legal hold, Misuse for what there is not.
+    Raises Denied("asset.held") under a legal hold, Misuse for what there is not, and Unavailable("shred.rotation")
+    where the keys are removed but the rotation after it did not end: the same call again waits for it.
     """
     agent = home.agent(_owner(name))
     answer = agent.shred(name, versions, reason)
-    rotation = _await_rotation(agent, progress)
+    try:
+        rotation = _await_rotation(agent, progress)
+    except CloisterError as error:
+        raise Unavailable(
+            "shred.rotation", "The keys are removed already, but the rotation that closes old copies is not seen to its"
+            f" end: {error.message.rstrip('.')}; give the same command again.",
+        ) from error  # fmt: skip
     last = rotation["last"] or {}
     remains = [str(sentence) for sentence in last.get("remains", [])]
     return Shredded(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..crypto import Envelope
+from ..crypto import Envelope, sha256
 from ..crypto.merkle import RootHasher
 from ..crypto.streaming import StreamReader
 from ..errors import Denied, Unavailable, Untrusted
@@ -27,7 +27,7 @@ from .progress import Progress, Step, silent
 from .sealing import SealedAsset, upload_again
 from .supervisor import Home
 
-__all__ = ["Reencrypted", "reencrypt"]
+__all__ = ["Reencrypted", "reencrypt", "work_name"]
 
 _BLOCK = 1 << 20
 _REASON = "Replaced by a version under a fresh key."
@@ -55,7 +55,7 @@ def reencrypt(home: Home, name: str, *, shred_old: bool = False, progress: Progr
     party = Fields({"name": name}, "command").asset("name").partition("/")[0]
     agent = home.agent(party)
     _make_outbox(home.path / "outbox")
-    stem = f"{name.replace('/', '-')}-reencrypted"
+    stem = work_name(name)
     dest, work = home.path / "outbox" / stem, home.path / "outbox" / f".{stem}"
     resumed = dest.is_dir()
     if not resumed:
@@ -66,6 +66,11 @@ def reencrypt(home: Home, name: str, *, shred_old: bool = False, progress: Progr
     asset = upload_again(home, dest, name, progress=progress)
     shredded = _shred_older(home, asset, progress) if shred_old else None
     return Reencrypted(asset, resumed, shredded)
+
+
+def work_name(name: str) -> str:
+    """Of an asset's folder in the outbox. A hash of the whole name: no other asset gets the same."""
+    return f"{sha256(name.encode()).hex()}-reencrypted"
 
 
 def _make_outbox(outbox: Path) -> None:

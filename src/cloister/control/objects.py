@@ -1,16 +1,15 @@
 """Sealed objects: uploads that are checked before they count, and who may see which.
 
-An upload lands in a folder of its own and moves to the store only after the manifest's signature and every file's
-root were checked. What fails is removed, so nothing half-checked is ever served.
+An upload lands in a folder of its own. To be checked it moves to a name that no request writes to, and from there to
+the store, once the manifest's signature and every file's root hold. What fails is removed: nothing unchecked is kept.
 """
 
 from __future__ import annotations
 
-import errno
+import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from .database import Database
 from .directory import NODE, Directory
 from .errors import NotFound
 from .limits import Limits
-from .sink import FileSink
+from .sink import FileSink, storage_errors
 from .tables import contract_assets, contract_parties, jobs, objects, uploads
+from .unknown import adopt, move_aside, report
 
 __all__ = ["ObjectStore", "StoredFile"]
 
@@ -63,7 +63,8 @@ class ObjectStore:
     def __init__(
         self, home: Path, database: Database, directory: Directory, limits: Limits, store: Store | None = None
     ) -> None:
-        self._objects, self._uploads = home / "objects", home / "uploads"
+        self._objects, self._uploads, self._aside = home / "objects", home / "uploads", home / "unknown"
+        self._moving = threading.Lock()  # between a look at an upload's folders and what follows from it
         self._database, self._directory, self._limits = database, directory, limits
         for folder in (self._objects, self._uploads):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -79,11 +80,13 @@ class ObjectStore:
             raise Denied("object.size", "The object is larger than this store takes; ask the operator.")
         if self._stored(digest):
             return {"have": list(range(len(manifest.files))), "state": "stored"}
-        self._register(digest, party, now)
         folder = self._folder(digest, party)
-        with storage_errors():
-            folder.mkdir(mode=0o700, exist_ok=True)
-            (folder / MANIFEST_NAME).write_bytes(data)
+        with self._moving:
+            self._refuse_while_checked(digest, party)
+            self._register(digest, party, now)
+            with storage_errors():
+                folder.mkdir(mode=0o700, exist_ok=True)
+                (folder / MANIFEST_NAME).write_bytes(data)
         return {"have": self._have(folder, manifest), "state": "open"}
 
     def _judge(self, digest: str, envelope: Envelope, party: str) -> Manifest:
@@ -96,15 +99,21 @@ class ObjectStore:
             key = self._directory.key_of(party)
             keys = [] if key is None else [key]
             return verify_manifest(envelope, expected_digest=bytes.fromhex(digest), signer_keys=keys, owner=party)
-        keys = [bytes.fromhex(k) for k, _ in envelope.signatures if _DIGEST.fullmatch(k)]
-        manifest = verify_manifest(envelope, expected_digest=bytes.fromhex(digest), signer_keys=keys)
+        manifest, state = self._output(digest, envelope)
         if manifest.asset_class != "artifact" or manifest.job is None or manifest.contract is None:
             raise Denied("object.node", "The node stores outputs of runs only.")
-        ours = (jobs.c.digest == manifest.job.hex()) & (jobs.c.contract == manifest.contract.hex())
-        with self._database.read() as connection:
-            if connection.execute(select(jobs.c.state).where(ours)).scalar() != "running":
-                raise Denied("object.node", "The output belongs to no run that is going on.")
+        if state != "running":
+            raise Denied("object.node", "The output belongs to no run that is going on.")
         return manifest
+
+    def _output(self, digest: str, envelope: Envelope) -> tuple[Manifest, str | None]:
+        """A manifest that some key signed, and the state of the run that it names, if there is such a run."""
+        keys = [bytes.fromhex(k) for k, _ in envelope.signatures if _DIGEST.fullmatch(k)]
+        manifest = verify_manifest(envelope, expected_digest=bytes.fromhex(digest), signer_keys=keys)
+        job, contract = (part and part.hex() for part in (manifest.job, manifest.contract))
+        ours = (jobs.c.digest == job) & (jobs.c.contract == contract)
+        with self._database.read() as connection:
+            return manifest, connection.execute(select(jobs.c.state).where(ours)).scalar()
 
     def _register(self, digest: str, party: str, now: int) -> None:
         with self._database.write() as connection:
@@ -116,6 +125,7 @@ class ObjectStore:
 
     def receive(self, digest: str, index: str, party: str) -> FileSink:
         """A sink for one file's bytes. Raises NotFound before its manifest, Malformed for an index out of form."""
+        self._refuse_while_checked(check_digest(digest), party)
         manifest, folder = self._open_upload(digest, party)
         entry = manifest.files[self._number(index, manifest)]
         free = shutil.disk_usage(self._uploads).free
@@ -129,23 +139,51 @@ class ObjectStore:
         """Check every root and keep the object. Raises Misuse if files lack; Untrusted, after which nothing is left."""
         if self._stored(check_digest(digest)):
             return {"digest": digest, "state": "stored"}
-        manifest, folder = self._open_upload(digest, party)
-        missing = sorted(set(range(len(manifest.files))) - set(self._have(folder, manifest)))
-        if missing:
-            raise Misuse("object.incomplete", f"File {missing[0]} of the object is not uploaded yet.", index=missing[0])
+        manifest, checked = self._set_aside(digest, party)
         try:
             # Judged again, and the bytes read from the disk: what is kept is what was checked.
-            self._judge(digest, _manifest_envelope(folder), party)
-            for draft in folder.glob(".*"):  # of senders that broke off
+            self._judge(digest, _manifest_envelope(checked), party)
+            for draft in checked.glob(".*"):  # of senders that broke off
                 draft.unlink()
-            check_ciphertext(folder)
-        except CloisterError as error:
-            if not isinstance(error, Unavailable):
+            check_ciphertext(checked)
+            self._store.take(checked, bytes.fromhex(digest))
+            self._keep(digest, manifest, party, now)
+        except BaseException as error:
+            if isinstance(error, CloisterError) and not isinstance(error, Unavailable):
                 self._discard(digest, party)
+            else:
+                self._put_back(digest, party)
             raise
-        self._store.take(folder, bytes.fromhex(digest))
-        self._keep(digest, manifest, party, now)
         return {"digest": digest, "state": "stored"}
+
+    def _set_aside(self, digest: str, party: str) -> tuple[Manifest, Path]:
+        """The upload under a name that no request writes to: nothing changes between the check and the store."""
+        with self._moving:
+            checked = self._checked(digest, party)
+            if checked.exists():
+                raise Unavailable("object.busy", "The upload is being checked already; ask again in a moment.")
+            manifest, folder = self._open_upload(digest, party)
+            missing = sorted(set(range(len(manifest.files))) - set(self._have(folder, manifest)))
+            if missing:
+                raise Misuse(
+                    "object.incomplete", f"File {missing[0]} of the object is not uploaded yet.", index=missing[0]
+                )
+            with storage_errors():
+                os.rename(folder, checked)
+            return manifest, checked
+
+    def _put_back(self, digest: str, party: str) -> None:
+        """What could not be checked, or not be stored, can be committed again."""
+        with self._moving, storage_errors():
+            if self._checked(digest, party).exists():
+                os.rename(self._checked(digest, party), self._folder(digest, party))
+
+    def _checked(self, digest: str, party: str) -> Path:
+        return self._uploads / f".{digest}.{party}"
+
+    def _refuse_while_checked(self, digest: str, party: str) -> None:
+        if self._checked(digest, party).exists():
+            raise Misuse("object.checking", "The upload is being checked and takes no more; wait for its end.")
 
     def _keep(self, digest: str, manifest: Manifest, party: str, now: int) -> None:
         row = {
@@ -166,12 +204,13 @@ class ObjectStore:
             connection.execute(delete(uploads).where(uploads.c.digest == digest, uploads.c.party == party))
 
     def _discard(self, digest: str, party: str) -> None:
-        shutil.rmtree(self._folder(digest, party), ignore_errors=True)
+        for folder in (self._folder(digest, party), self._checked(digest, party)):
+            shutil.rmtree(folder, ignore_errors=True)
         with self._database.write() as connection:
             connection.execute(delete(uploads).where(uploads.c.digest == digest, uploads.c.party == party))
 
     def sweep(self, *, now: int) -> None:
-        """At start: forget uploads that nobody finished in time, and folders that no row knows.
+        """At start: forget uploads that nobody finished in time, and see to objects that no row knows.
 
         A store elsewhere may hold what others put there: of it only the rest of broken uploads goes.
         """
@@ -179,13 +218,41 @@ class ObjectStore:
             rows = connection.execute(select(uploads)).all()
             known = set(connection.execute(select(objects.c.digest)).scalars())
         for row in rows:
-            if row.started < now - self._limits.upload_seconds:
+            if row.digest not in known and self._checked(row.digest, row.party).exists():
+                self._put_back(row.digest, row.party)  # the machine stopped while it was checked
+            if row.digest in known or row.started < now - self._limits.upload_seconds:
                 self._discard(row.digest, row.party)
+        ours = {f"{row.digest}.{row.party}" for row in rows}
+        for folder in self._uploads.iterdir():
+            if folder.name not in ours and folder.name.lstrip(".").partition(".")[0] in known:
+                shutil.rmtree(folder, ignore_errors=True)  # a second upload of what is stored
         if self._local is None:
             self._store.sweep(before=now - self._limits.upload_seconds)
         for folder in self._objects.iterdir():
-            if folder.name not in known:  # renamed, but the machine stopped before the row was written
+            if folder.name.startswith("."):  # staged, or on its way out
                 shutil.rmtree(folder, ignore_errors=True)
+            elif folder.name not in known:
+                self._see_to_unknown(folder, now)
+
+    def _see_to_unknown(self, folder: Path, now: int) -> None:
+        """Enter a whole object whose signature holds, as its upload would; keep anything else, but out of the way."""
+        try:
+            manifest = adopt(folder, self._judge_unknown) if _DIGEST.fullmatch(folder.name) else None
+        except Unavailable as error:
+            report(error.code, error.message, folder.name)
+            return
+        with storage_errors():
+            if manifest is None:
+                move_aside(folder, self._aside)
+                return
+        self._keep(folder.name, manifest, manifest.owner, now)
+        report("object.adopted", "No row knew this object; it is whole and signed, so it was entered.", folder.name)
+
+    def _judge_unknown(self, digest: str, envelope: Envelope) -> Manifest:
+        """By its owner's key; an output also by the key of a run that the catalogue knows, as in ``_judge``."""
+        manifest, state = self._output(digest, envelope)
+        known_output = manifest.asset_class == "artifact" and state is not None
+        return manifest if known_output else self._judge(digest, envelope, manifest.owner)
 
     def _folder(self, digest: str, party: str) -> Path:
         return self._uploads / f"{digest}.{party}"
@@ -272,14 +339,3 @@ def _metadata(row: Row[Any]) -> dict[str, Any]:
 
 def _manifest_envelope(folder: Path) -> Envelope:
     return Envelope.from_bytes((folder / MANIFEST_NAME).read_bytes())
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Disk errors become Unavailable, without a path in the message."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Unavailable("store.full", "The store's disk is full; free space on it, then try again.") from None
-        raise Unavailable("store.disk", "The store's disk failed; see the control plane's machine.") from None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..crypto import random_bytes
-from ..errors import Unavailable, Untrusted
+from ..errors import Misuse, Unavailable, Untrusted
 
-__all__ = ["FileSink"]
+__all__ = ["FileSink", "storage_errors"]
 
 _WRONG = ("object.length", "The uploaded file has not the size that its manifest names; upload it again.")
 
@@ -53,7 +54,22 @@ class FileSink:
 def _disk() -> Iterator[None]:
     try:
         yield
+    except FileNotFoundError:
+        raise Misuse(
+            "object.checking", "The upload is being checked and takes no more; wait for its end."
+        ) from None  # its folder has moved
     except OSError:
         raise Unavailable(
             "store.full", "The store's disk can't take the file; free space on it, then try again."
         ) from None
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Disk errors become Unavailable, without a path in the message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable("store.full", "The store's disk is full; free space on it, then try again.") from None
+        raise Unavailable("store.disk", "The store's disk failed; see the control plane's machine.") from None

@@ -1,13 +1,13 @@
 """When passphrase or device are lost: k of n people, each with a share of words, put a vault's file back in use.
 
 What is split is a fresh secret of 32 bytes; the file holds the master key boxed under it. So a new split replaces the
-old one, and old shares open only old copies of the file. The shares alone hold no key: they need the file or a backup
-of it.
+old one in the file; old shares still open old copies. Those hold the same master key, which opens the newest file, too,
+unless ``rekey`` came between. The shares alone hold no key: they need the file or a backup of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +29,8 @@ __all__ = ["Restored", "restore_root", "split_root"]
 
 @dataclass(frozen=True)
 class Restored:
-    """What came back. ``lost_epochs`` and ``lost_keys`` are in no device that could be reached; ``notes``: what to do
-    now, in sentences."""
+    """What came back. ``lost_epochs`` and ``lost_keys`` are in no device that could be reached, or not in this backup;
+    ``notes``: what to do now, in sentences."""
 
     owner: str
     revision: int
@@ -42,7 +42,8 @@ class Restored:
 
 def split_root(vault: Vault, threshold: int, shares: int) -> list[str]:
     """New recovery shares, any ``threshold`` of which restore the vault: 33 words each, to be shown once and written
-    down. Shares of an earlier split open only copies of the file that were made before.
+    down. Shares of an earlier split open no file from now on, but still copies that were made before; and what such a
+    copy holds opens the newest file, until ``rekey``.
 
     Raises Misuse unless 2 ≤ threshold ≤ shares ≤ 16.
     """
@@ -63,6 +64,7 @@ def restore_root(
     *,
     driver: DriverConfig | None = None,
     least_revision: int = 0,
+    used_epochs: Collection[int] = (),
     params: Argon2Params | None = None,
     clock: Callable[[], int] = unix_time,
 ) -> Restored:
@@ -73,6 +75,8 @@ def restore_root(
     still has them, or has them again from its own backup; else there is a new KEK, and ``notes`` says what is lost. The
     old root key stays in the device: a drill with a copy must not lock the vault that is in use.
     ``least_revision``: what the broker remembers; people with shares may decide that this backup is now the newest.
+    ``used_epochs``: those under which the broker has keys. One that an older backup lacks is lost; its number is never
+    given to another KEK, so that a key wrapped under it is told from one that was changed.
 
     Nothing is written unless all succeeds. Raises Malformed or Misuse (``shares.*``, ``recovery.none``,
     ``recovery.driver``), Untrusted (``recovery.other``: another vault's shares or an older split's; ``shares.forged``;
@@ -90,7 +94,7 @@ def restore_root(
     device = open_driver(target, keys.file_driver_key() if is_file else credential)
     made: list[bytes] = []
     try:
-        move = _Move(document, target, device, made, clock)
+        move = _Move(document, target, device, made, clock, max(used_epochs, default=0))
         unlock: Unlock = (
             seal_passphrase(document.vault, document.owner, keys, credential, params or _costs(document))
             if is_file
@@ -109,7 +113,7 @@ def restore_root(
         raise
     finally:
         device.close()
-    return _told(document, moved)
+    return _told(document, moved, used_epochs)
 
 
 def _join(document: VaultDocument, shares: Sequence[str]) -> bytes:
@@ -145,6 +149,7 @@ class _Move:
     device: KekDriver
     made: list[bytes]
     clock: Callable[[], int]
+    used: int  # the highest epoch under which anything was wrapped, as far as is known
 
     def root(self, keys: VaultKeys) -> DeviceUnlock:
         """The master key under a new root key: the old one may be gone, and its handle another device's."""
@@ -154,10 +159,11 @@ class _Move:
         same = self.target.name == self.old.driver.name
         keks = tuple(kek for kek in self.old.keks if same and self._has_kek(kek))
         newest = self.old.keks[-1]
-        if not keks or keks[-1] != newest:
+        if not keks or keks[-1] != newest or newest.epoch < self.used:
             # The number goes on from the lost one: what was wrapped in a lost epoch must never be tried with this KEK.
-            self.made.append(self.device.create(self.old.kek_id, newest.epoch + 1))
-            keks = (*keks, Kek(newest.epoch + 1, self.made[-1], self.clock()))
+            epoch = max(newest.epoch, self.used) + 1
+            self.made.append(self.device.create(self.old.kek_id, epoch))
+            keks = (*keks, Kek(epoch, self.made[-1], self.clock()))
         return replace(
             self.old,
             driver=self.target,
@@ -190,9 +196,10 @@ class _Move:
         return signer.public == key.public
 
 
-def _told(old: VaultDocument, new: VaultDocument) -> Restored:
+def _told(old: VaultDocument, new: VaultDocument, used: Collection[int]) -> Restored:
     held, names = {kek.epoch for kek in new.keks}, {key.name for key in new.keys}
-    lost = tuple(kek.epoch for kek in old.keks if kek.epoch not in held)
+    listed = {kek.epoch for kek in old.keks}
+    lost, newer = tuple(sorted(listed - held)), tuple(sorted(set(used) - held - listed))
     lost_keys = tuple(key.name for key in old.keys if key.name not in names)
     notes = ["These shares still open this file and its copies: split anew, now that they were together in one place."]
     if lost:
@@ -200,6 +207,13 @@ def _told(old: VaultDocument, new: VaultDocument) -> Restored:
             f"The KEKs of {len(lost)} epochs are in the lost device alone: what is wrapped under them opens again only "
             "when the device's own backup is restored."
         )
+    if newer:
+        notes.append(
+            f"This backup lacks the KEKs of {len(newer)} epochs that the broker has keys under: those open again only "
+            "when another copy of the file, which has them, is restored."
+        )
     if lost_keys:
         notes.append(f"Signing keys that never left the lost device must be replaced: {', '.join(lost_keys)}.")
-    return Restored(new.owner, new.revision, tuple(kek.epoch for kek in new.keks), lost, lost_keys, tuple(notes))
+    return Restored(
+        new.owner, new.revision, tuple(kek.epoch for kek in new.keks), (*lost, *newer), lost_keys, tuple(notes)
+    )

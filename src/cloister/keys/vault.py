@@ -204,19 +204,28 @@ class Vault:
             raise Untrusted("sign.other", "The device holds another signing key than the one that the vault made.")
         return CountedSigner(signer, self._usage, name, entry.epoch)
 
-    def sweep_orphans(self, *, known_revision: int) -> tuple[str, ...]:
-        """Destroy what the device holds of this vault and the file does not name: a crash or a full disk left it there.
-        Returns what is out of reach, one sentence a key.
+    def orphans(self) -> tuple[bytes, ...]:
+        """Handles of what the device holds of this vault and the file does not name. Only looks.
 
-        An **older copy** of the file would name keys in use orphans. So the caller says the newest revision that it
-        knows of; Untrusted (``vault.rollback``) if the file is older.
+        A crash or a full disk left it there, or **another copy of the file uses it**: the two look alike.
+        """
+        held = self._held()
+        document = held.document
+        found = [h for line in (document.kek_id, document.vault.hex()) for h in held.driver.list(line)]
+        return tuple(handle for handle in found if handle not in document.handles())
+
+    def sweep_orphans(self, *, known_revision: int) -> tuple[str, ...]:
+        """Destroy the ``orphans``. Returns what is out of reach, one sentence a key.
+
+        To an **older or a restored copy** of the file, keys in use look like orphans, and nothing in that copy's own
+        folder tells. So nothing calls this by itself: whoever does must know that no other copy of the file is in use,
+        and says the newest revision that was ever in use. Untrusted (``vault.rollback``) if the file is older.
         """
         with self._exclusive() as held:
             document = held.document
             if document.revision < known_revision:
                 raise Untrusted("vault.rollback", "The vault file is an older copy: what it lacks may be in use.")
-            found = [h for line in (document.kek_id, document.vault.hex()) for h in held.driver.list(line)]
-            remains = [held.driver.destroy(handle) for handle in found if handle not in document.handles()]
+            remains = [held.driver.destroy(handle) for handle in self.orphans()]
             return tuple(sentence for sentence in remains if sentence is not None)
 
     def finish(self) -> None:

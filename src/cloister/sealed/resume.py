@@ -74,8 +74,9 @@ class ResumableSeal:
         """The manifest's payload, once every file is finished: perhaps it was signed already."""
         for name in (MANIFEST_NAME, _DRAFT):
             path = self._work / name
-            if path.is_file():
-                data = path.read_bytes()
+            with _storage_errors():
+                data = path.read_bytes() if path.is_file() else None
+            if data is not None:
                 return Envelope.from_bytes(data, limit=1 << 24).payload if name == MANIFEST_NAME else data
         return None
 
@@ -131,8 +132,9 @@ class ResumableSeal:
 
     def discard(self) -> None:
         """Remove all that was written; nothing of it can be gone on with."""
-        for path in self._work.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with _storage_errors():
+            for path in self._work.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _finished(self, files: list[SourceFile], commit: bytes) -> list[FileEntry]:
         """What is whole on disk, in order, as long as every file is what its record says."""
@@ -154,7 +156,8 @@ class ResumableSeal:
 
     def _record(self) -> list[bytes]:
         path = self._work / _RECORD
-        return path.read_bytes().splitlines() if path.is_file() else []
+        with _storage_errors():
+            return path.read_bytes().splitlines() if path.is_file() else []
 
     def _write_file(
         self, file: SourceFile, source: ReadableFile, key: bytes, aad: bytes, progress: Callable[[int], None]
