@@ -102,9 +102,9 @@ class Keeper:
         """What the owner should know, for the broker's status."""
         return [*self._said.values(), *self._trouble.values()]
 
-    def resume(self, sweep: Callable[[], object]) -> None:
+    def resume(self, orphans: Callable[[], object]) -> None:
         """At start, before anything is served: go on with what a crash left, as far as that is quick."""
-        self._try("orphans", sweep)
+        self._try("orphans", orphans)
         self._try("checkpoints", self._roots.resume)
         self._try("rotation", lambda: self._rotation.finish(most=self._limits.start_rewraps))
 

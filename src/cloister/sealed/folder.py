@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..crypto import Envelope
@@ -22,6 +24,7 @@ __all__ = [
     "open_member",
     "parse_envelope",
     "read_envelope",
+    "storage_errors",
     "sync_folder",
 ]
 
@@ -107,6 +110,17 @@ def read_envelope(folder: Path) -> Envelope:
 
 def parse_envelope(data: bytes) -> Envelope:
     return Envelope.from_bytes(data, limit=MAX_ENVELOPE)
+
+
+@contextmanager
+def storage_errors(when_full: str) -> Iterator[None]:
+    """Errors of writing, in one sentence each. ``when_full`` says what to do about a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise Unavailable("storage.full", f"The storage is full; {when_full}") from None
+        raise Unavailable("storage.write", "The sealed object can't be written; check the storage.") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,13 +7,12 @@ under another AES key: no key ever encrypts twice. The last step is the same ren
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 from ..crypto import Envelope
 from ..crypto.merkle import RootHasher
 from ..crypto.streaming import ReadableFile, StreamWriter
-from ..errors import CloisterError, Misuse, Unavailable
+from ..errors import CloisterError, Misuse
 from .binding import associated_data, dek_commitment, file_key
-from .folder import MANIFEST_NAME, member_name, sync_folder
+from .folder import MANIFEST_NAME, member_name, storage_errors, sync_folder
 from .models import MANIFEST_TYPE, FileEntry, Manifest, SealIdentity
 
 __all__ = ["ResumableSeal", "SourceFile"]
@@ -238,13 +237,5 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(draft, path)
 
 
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Unavailable(
-                "storage.full", "The storage is full; free space, then give the same command again: it goes on."
-            ) from None
-        raise Unavailable("storage.write", "The sealed object can't be written; check the storage.") from None
+def _storage_errors() -> AbstractContextManager[None]:
+    return storage_errors("free space, then give the same command again: it goes on.")

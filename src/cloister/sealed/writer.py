@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +19,9 @@ from ..crypto import Envelope, random_bytes
 from ..crypto.buffers import wipe
 from ..crypto.merkle import RootHasher
 from ..crypto.streaming import AES256_GCM_HKDF_1MB, StreamWriter
-from ..errors import Internal, Misuse, Unavailable
+from ..errors import Internal, Misuse
 from .binding import associated_data, dek_commitment, file_key
-from .folder import MANIFEST_NAME, member_name, sync_folder
+from .folder import MANIFEST_NAME, member_name, storage_errors, sync_folder
 from .models import MANIFEST_TYPE, FileEntry, Manifest, SealIdentity
 from .paths import PathSet
 
@@ -236,13 +236,5 @@ def _write_durably(place: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Unavailable(
-                "storage.full", "The storage is full; free space or choose another folder, then seal again."
-            ) from None
-        raise Unavailable("storage.write", "The sealed object can't be written; check the storage.") from None
+def _storage_errors() -> AbstractContextManager[None]:
+    return storage_errors("free space or choose another folder, then seal again.")
