@@ -105,8 +105,12 @@ def _reason(spec: SandboxSpec, ids: tuple[int, int]) -> str:
         process = start(ids, pipes, ("/dev/null",), write)
         os.close(write)
         pipes.close("go_write")
-        text = os.read(read, 4096).decode(errors="replace")
+        # First the end, then the words: bwrap writes a sentence in pieces, and none of them fills a pipe.
         process.wait(SETUP_SECONDS)
+        os.set_blocking(read, False)
+        text = ""
+        with contextlib.suppress(BlockingIOError):
+            text = os.read(read, 4096).decode(errors="replace")
     finally:
         pipes.close()
         os.close(read)
