@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister.crypto import buffers
 from cloister.errors import CloisterError, Unavailable, Untrusted
 from cloister.sealed import SealedObject, members, open_sealed
 from cloister.sealed.folder import FolderSource, OwnFolder, open_member
@@ -123,7 +124,7 @@ def test_a_disk_that_fails_while_mapping_is_unavailable(made: Made, monkeypatch:
             return -1
 
     with opened(made) as sealed:
-        monkeypatch.setattr(members, "_libc", Libc)
+        monkeypatch.setattr(buffers, "_libc", Libc)
         with pytest.raises(Unavailable) as info:
             sealed.read("data/train.csv")
         assert info.value.code == "storage.read"

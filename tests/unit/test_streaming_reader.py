@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from cloister.crypto import buffers
 from cloister.crypto.gmac import FINGERPRINT_SIZE, Fingerprinter
+from cloister.crypto.helper import Helper
 from cloister.crypto.streaming import StreamFormat, StreamReader, StreamWriter
 from cloister.errors import Misuse, Unavailable, Untrusted
 
@@ -54,9 +54,10 @@ def seal(plaintext: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def helper() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        yield pool
+def helper() -> Iterator[Helper]:
+    helper = Helper()
+    yield helper
+    helper.close()
 
 
 @given(
@@ -65,9 +66,7 @@ def helper() -> Iterator[ThreadPoolExecutor]:
     kind=st.sampled_from([io.BytesIO, Shared, Stable]),
 )
 @settings(deadline=None)
-def test_random_access_equals_a_plain_file(
-    helper: ThreadPoolExecutor, size: int, moves: list[tuple[int, int]], kind: Any
-) -> None:
+def test_random_access_equals_a_plain_file(helper: Helper, size: int, moves: list[tuple[int, int]], kind: Any) -> None:
     plain = io.BytesIO(text(size))
     with StreamReader(kind(seal(text(size))), KEY, b"aad", SMALL, helper=helper) as reader:
         assert reader.size == size
@@ -81,8 +80,8 @@ def test_random_access_equals_a_plain_file(
         assert reader.readall() == text(size)
 
 
-def test_a_large_read_is_shared_with_the_helper(helper: ThreadPoolExecutor) -> None:
-    met = threading.Barrier(2, timeout=20)
+def test_a_large_read_is_shared_with_the_helper(helper: Helper) -> None:
+    met = threading.Barrier(2, timeout=60)
 
     class Meeting(Shared):
         def read_at(self, offset: int, buffer: memoryview) -> int:
@@ -97,20 +96,45 @@ def test_a_large_read_is_shared_with_the_helper(helper: ThreadPoolExecutor) -> N
         assert len(file.threads) == 2
 
 
-def test_a_busy_or_closed_helper_is_done_without(helper: ThreadPoolExecutor) -> None:
+def test_a_busy_or_closed_helper_is_done_without(helper: Helper) -> None:
     go = threading.Event()
-    busy = helper.submit(go.wait)
-    closed = ThreadPoolExecutor(max_workers=1)
-    closed.shutdown()
-    for pool in (helper, closed):
-        with StreamReader(Shared(seal(text(600))), KEY, b"aad", SMALL, helper=pool) as reader:
+    busy = helper.start(go.wait)
+    closed = Helper()
+    closed.close()
+    for other in (helper, closed):
+        with StreamReader(Shared(seal(text(600))), KEY, b"aad", SMALL, helper=other) as reader:
             assert reader.readall() == text(600)
     go.set()
-    assert busy.result() is True
+    assert busy is not None
+    busy.abandon()
+
+
+def test_a_further_reader_takes_the_cipher_and_still_checks_what_it_reads() -> None:
+    data = seal(text(600))
+    with StreamReader(io.BytesIO(data), KEY, b"aad", SMALL) as first:
+        cipher = first.cipher
+        with StreamReader(io.BytesIO(data), KEY, b"aad", SMALL, cipher=cipher) as again:
+            assert again.readall() == text(600)
+    for at in (3, 50, 200, len(data) - 1):  # its header, its first segment, one in the middle, the last one
+        changed = bytearray(data)
+        changed[at] ^= 1
+        with StreamReader(io.BytesIO(changed), KEY, b"aad", SMALL, cipher=cipher) as reader:
+            with pytest.raises(Untrusted) as info:
+                reader.readall()
+            assert info.value.code in ("stream.segment", "stream.header_changed")
+    # Cut at a segment's end: then the last one is not marked as the last.
+    with StreamReader(io.BytesIO(data[: 64 * 5]), KEY, b"aad", SMALL, cipher=cipher) as reader:
+        with pytest.raises(Untrusted) as info:
+            reader.readall()
+        assert info.value.code == "stream.segment"
+    first = StreamReader(io.BytesIO(data), KEY, b"aad", SMALL)
+    first.close()
+    with pytest.raises(Misuse):
+        _ = first.cipher
 
 
 @pytest.mark.parametrize("segment", [2, 11])  # this thread's half, and the helper's
-def test_a_failure_in_either_half_is_raised_and_zeroed(helper: ThreadPoolExecutor, segment: int) -> None:
+def test_a_failure_in_either_half_is_raised_and_zeroed(helper: Helper, segment: int) -> None:
     data = bytearray(seal(text(600)))
     data[segment * 64 + 5] ^= 1
     out = bytearray(b"x" * 600)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ..errors import Misuse, Untrusted
-from .buffers import borrow, wipe
+from .buffers import borrow, copy, wipe
+from .helper import Helper, Task
 from .segments import AES256_GCM_HKDF_1MB, SegmentCipher, StreamFormat
 from .stream_source import BlockSource, ReadableFile
 
@@ -49,7 +50,8 @@ class StreamReader(io.RawIOBase):
     read once into private memory, and both inspected and decrypted from there, so that a host that changes the file
     meanwhile can't show one thing to ``inspect`` and another to the reader. (``stream_source`` has the one exception.)
 
-    ``helper`` is a thread pool that takes half of a read of several segments, if ``file`` has ``read_at``.
+    ``helper`` takes half of a read of several segments, if ``file`` has ``read_at``. ``cipher`` is that of an earlier
+    reader of the same file: then the last and the first segment were checked by that one.
 
     Raises Malformed (not a sealed file), Untrusted (changed, cut, wrong key or associated data), Unavailable (I/O).
     Not for use by several threads at once: open one reader each.
@@ -63,7 +65,8 @@ class StreamReader(io.RawIOBase):
         form: StreamFormat = AES256_GCM_HKDF_1MB,
         *,
         inspect: Inspect | None = None,
-        helper: Executor | None = None,
+        helper: Helper | None = None,
+        cipher: SegmentCipher | None = None,
     ) -> None:
         super().__init__()
         self._slots: list[_Slot] = []
@@ -73,13 +76,22 @@ class StreamReader(io.RawIOBase):
         self.size = form.plaintext_size(self._source.size)
         self._segments = form.blocks(self._source.size)
         self._position = 0
-        self._cipher: SegmentCipher | None = None
-        self._derive: Callable[[bytes], SegmentCipher] | None
-        self._derive = lambda header: SegmentCipher.for_reading(key, header, aad, form)
-        self._fill(self._slot(0), 0)
-        self._derive = None  # the input key is needed no longer
-        if self._segments > 1:
-            self._fill(self._slot(self._segments - 1), self._segments - 1)
+        self._derive: Callable[[bytes], SegmentCipher] | None = None
+        self._cipher = cipher
+        if cipher is None:
+            self._derive = lambda header: SegmentCipher.for_reading(key, header, aad, form)
+            self._fill(self._slot(0), 0)
+            self._derive = None  # the input key is needed no longer
+            if self._segments > 1:
+                self._fill(self._slot(self._segments - 1), self._segments - 1)
+
+    @property
+    def cipher(self) -> SegmentCipher:
+        """For further readers of the same file."""
+        self._check_open()
+        if self._cipher is None:
+            raise _closed()
+        return self._cipher
 
     def _length(self, segment: int) -> int:
         """Plaintext bytes in a segment."""
@@ -96,7 +108,8 @@ class StreamReader(io.RawIOBase):
                     self._cipher = self._derive(header)
                 elif self._cipher is not None and header != self._cipher.header:
                     # The key came from the header as first read; what is inspected must hold that same header.
-                    raise Untrusted("stream.header_changed", "A sealed file was changed while it was being read.")
+                    changed = Untrusted("stream.header_changed", "A sealed file was changed while it was being read.")
+                    raise refused or changed
             if self._cipher is None:
                 raise _closed()
             # A bad tag is reported first, since it says more. Then nothing of what was refused stays behind.
@@ -140,20 +153,19 @@ class StreamReader(io.RawIOBase):
         """Fill as much of ``buffer`` as there is plaintext; whole segments are decrypted right into it."""
         self._check_open()
         pieces = self._pieces(memoryview(buffer).cast("B"))
-        other = self._hand_over(pieces)
+        if len(pieces) > 1:
+            self._source.expect(pieces[0].segment, pieces[-1].segment)
+        mine, others = self._halves(pieces)
+        other = self._hand_over(others)
         if other is None:
             self._open_pieces(pieces)
         else:
-            half = len(pieces) // 2
             try:
-                self._open_pieces(pieces[:half])
-            finally:  # when this returns or raises, nobody may still write into the caller's memory
-                mine = other.cancel()  # the helper was busy for somebody else
-                failed = None if mine else other.exception()
-            if mine:
-                self._open_pieces(pieces[half:])
-            elif failed is not None:
-                raise failed
+                self._open_pieces(mine)
+            except BaseException:  # when this raises, nobody may still write into the caller's memory
+                other.abandon()
+                raise
+            other.finish()
         done = sum(len(piece.out) for piece in pieces)
         self._position += done
         return done
@@ -175,22 +187,29 @@ class StreamReader(io.RawIOBase):
             position += n
         return pieces
 
-    def _hand_over(self, pieces: Sequence[_Piece]) -> Future[None] | None:
-        """The second half goes to the helper, if there is one and at least two segments are to be decrypted."""
+    def _halves(self, pieces: list[_Piece]) -> tuple[list[_Piece], list[_Piece]]:
+        """What this thread does, and what the helper: nothing, if there is none, or only one segment to decrypt."""
         work = sum(piece.slot is None or piece.slot.segment != piece.segment for piece in pieces)
         if self._helper is None or work < 2:
+            return pieces, []
+        half = len(pieces) // 2
+        mine, others = pieces[:half], pieces[half:]
+        # The helper begins later; of two, which take equally long to decrypt, it gets the one with less to copy.
+        return (others, mine) if len(pieces) == 2 and len(mine[0].out) < len(others[0].out) else (mine, others)
+
+    def _hand_over(self, pieces: Sequence[_Piece]) -> Task | None:
+        """None if there is nothing to hand over or the helper was closed; ``inspect`` knows whether reading may go on
+        then."""
+        if self._helper is None or not pieces:
             return None
-        try:
-            return self._helper.submit(self._open_pieces, pieces[len(pieces) // 2 :])
-        except RuntimeError:  # it was shut down; ``inspect`` knows whether reading may go on
-            return None
+        return self._helper.start(partial(self._open_pieces, pieces))
 
     def _open_pieces(self, pieces: Sequence[_Piece]) -> None:
         for segment, skip, out, slot in pieces:
             if slot is None:
                 self._open_segment(segment, out)
             else:
-                out[:] = self._fill(slot, segment)[skip : skip + len(out)]
+                copy(self._fill(slot, segment)[skip : skip + len(out)], out)
 
     def readall(self) -> bytes:
         # CPython hands out a BytesIO's only buffer uncopied, so the plaintext exists once.

@@ -11,6 +11,7 @@ can make it; then blocks are decrypted straight from the mapped file, which save
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 from typing import Protocol
@@ -20,6 +21,8 @@ from .buffers import Buffer, borrow
 from .segments import StreamFormat
 
 __all__ = ["BlockSource", "ReadableFile", "SharedFile", "StableFile"]
+
+_EXPECTED = 4  # blocks
 
 
 class ReadableFile(Protocol):
@@ -72,6 +75,14 @@ class BlockSource:
             return _Block(self._window(offset, length))
         except OSError:
             raise _unreadable() from None
+
+    def expect(self, number: int, last: int) -> None:
+        """Blocks ``number`` to ``last`` are about to be asked for, maybe by two threads: a mapped file gets them ready
+        at one go, since threads that ask the kernel for that at one time wait for each other. Not for many blocks."""
+        if self._window is not None and last - number < _EXPECTED:
+            offset, end = number * self._block, min((last + 1) * self._block, self.size)
+            with contextlib.suppress(OSError):  # whoever asks for the block is told
+                self._window(offset, end - offset)
 
     def _copy(self, offset: int, length: int) -> Buffer:
         buffer = borrow(length)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from typing import Any, NoReturn
 
 from fsspec.spec import AbstractFileSystem
@@ -116,7 +115,4 @@ class SealedFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
 def _between(file: SealedFile, start: int | None, end: int | None) -> bytes:
     first, stop, _ = slice(start, end).indices(file.size)
     file.seek(first)
-    out = io.BytesIO(bytes(max(0, stop - first)))  # getvalue gives its only buffer out uncopied
-    with out.getbuffer() as view:
-        file.readinto(view)
-    return out.getvalue()
+    return file.read(max(0, stop - first))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import mmap
 import os
+
+from ..crypto.buffers import address_of, advise
 
 __all__ = ["MappedFile", "MemberFile"]
 
@@ -14,9 +15,6 @@ _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python 3.11 doesn
 _NORESERVE = 0x4000  # MAP_NORESERVE, which it doesn't name either
 _AHEAD = 8 << 20
 _RESIDENT = 32 << 20
-# Through ctypes because the method of ``mmap`` keeps all other threads waiting for as long as the kernel takes.
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class MemberFile(io.FileIO):
@@ -34,7 +32,7 @@ class MappedFile(MemberFile):
         # ctypes its address; without a reservation, because no page of it is ever copied.
         flags, prot = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
         self._map = mmap.mmap(fd, 0, flags=flags, prot=prot)
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self._address = address_of(self._map)
         self._view = memoryview(self._map).toreadonly()
         self._ready = (-1, -1)
         self._ahead = 0
@@ -61,10 +59,11 @@ class MappedFile(MemberFile):
         return view[offset : offset + length]
 
     def _advise(self, start: int, length: int, advice: int) -> None:
-        if _libc.madvise(self._address + start, length, advice):
-            code = ctypes.get_errno()
-            if code != errno.EINVAL:  # an older kernel maps pages when they are touched
-                raise OSError(code, os.strerror(code))
+        try:
+            advise(self._address + start, length, advice)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # an older kernel maps pages when they are touched
+                raise
 
     def close(self) -> None:
         # The mapping itself goes with its last view: closing it under a reader's feet would end the process.

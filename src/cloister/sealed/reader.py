@@ -6,14 +6,15 @@ import io
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from ..crypto import Envelope
+from ..crypto.helper import Helper
 from ..crypto.stream_source import BlockSource
-from ..crypto.streaming import AES256_GCM_HKDF_1MB, StreamReader
+from ..crypto.streaming import AES256_GCM_HKDF_1MB, SegmentCipher, StreamReader
 from ..errors import CloisterError, Internal, Misuse, Untrusted
 from .binding import associated_data, check_dek, file_key, verify_manifest
 from .folder import FolderSource, OwnFolder, member_name, parse_envelope
@@ -23,9 +24,7 @@ from .roots import RootLedger
 
 __all__ = ["SealedFile", "SealedObject", "open_sealed"]
 
-# For lines. Not larger, because the base class fills it after a large read: beyond what was asked for, which costs
-# another segment if one begins there.
-_BUFFER = 16 * 1024
+_BUFFER = 16 * 1024  # for lines
 
 
 def open_sealed(
@@ -71,6 +70,17 @@ class SealedFile(io.BufferedReader):
         super().__init__(reader, _BUFFER)
         self.size = reader.size
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file. A large read takes just what was asked for: the base class would fill its buffer as well,
+        from a segment that nobody may want, unless what was asked for is so many buffers."""
+        wanted = self.size if size is None or size < 0 else size
+        if wanted < _BUFFER or wanted % _BUFFER == 0:
+            return super().read(size)
+        out = io.BytesIO(bytes(min(wanted, max(0, self.size - self.tell()))))  # gives its only buffer out uncopied
+        with out.getbuffer() as view:
+            self.readinto(view)
+        return out.getvalue()
+
     def segments(self) -> Iterator[memoryview]:
         """The rest of the file piece by piece, each up to the end of a segment and valid until the next is asked for.
 
@@ -100,9 +110,9 @@ class SealedObject:
         self._source = source
         self._key: bytes | None = key
         self._index = {entry.path: i for i, entry in enumerate(manifest.files)}
+        self._ciphers: dict[int, SegmentCipher] = {}
         self._ledger = RootLedger(manifest.files, stable=isinstance(source, OwnFolder))
-        # Starts its thread with the first read that is worth one.
-        self._helper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cloister-read") if helped else None
+        self._helper = Helper() if helped else None
         self._check: threading.Thread | None = None
         self._stop = threading.Event()
 
@@ -124,7 +134,8 @@ class SealedObject:
         return self._index[path]
 
     def open(self, path: str) -> SealedFile:
-        """A seekable, read-only binary file of plaintext. Its last and first segments are checked before it returns.
+        """A seekable, read-only binary file of plaintext. Its last and first segments are checked before it is opened
+        for the first time; that it is of its full length, each time.
 
         Raises Misuse (no such path, object closed), Untrusted or Unavailable; reading raises those two as well.
         """
@@ -134,13 +145,21 @@ class SealedObject:
         file = self._source.open(member_name(index), entry.ciphertext_size)
         aad = associated_data(self.manifest, self.manifest.dek_commit, path, index)
         try:
-            reader = StreamReader(file, key, aad, inspect=self._ledger.observer(index), helper=self._helper)
+            reader = StreamReader(
+                file,
+                key,
+                aad,
+                inspect=self._ledger.observer(index),
+                helper=self._helper,
+                cipher=self._ciphers.get(index),
+            )
         except BaseException:
             file.close()
             raise
         if reader.size != entry.plaintext_size:  # it grew between two looks at it
             reader.close()
             raise Untrusted("sealed.size", "A file of the sealed object has not the size that its manifest names.")
+        self._ciphers[index] = reader.cipher
         return SealedFile(reader)
 
     def read(self, path: str) -> bytes:
@@ -182,7 +201,7 @@ class SealedObject:
         except Exception:  # noqa: BLE001  a thread has no caller; require_complete raises it instead
             self._ledger.fail(Internal("sealed.check", "The check of a sealed object broke off; report this."))
 
-    def _check_all(self, helper: ThreadPoolExecutor | None = None) -> None:
+    def _check_all(self, helper: Helper | None = None) -> None:
         for index, entry in enumerate(self.manifest.files):
             missing = self._ledger.missing(index)
             if not missing:
@@ -192,15 +211,17 @@ class SealedObject:
                 if source.size != entry.ciphertext_size:
                     raise Untrusted("sealed.size", "A file of the sealed object changed its size; fetch it again.")
                 half = len(missing) // 2 if helper is not None and source.shared else 0
-                if helper is None or not half:
-                    self._check_blocks(index, source, missing)
+                work = partial(self._check_blocks, index, source)
+                other = helper.start(partial(work, missing[:half])) if helper is not None and half else None
+                if other is None:
+                    work(missing)
                     continue
-                other = helper.submit(self._check_blocks, index, source, missing[:half])
                 try:
-                    self._check_blocks(index, source, missing[half:])
-                finally:
-                    wait([other])
-                other.result()
+                    work(missing[half:])
+                except BaseException:  # the file is closed only when nobody reads it any longer
+                    other.abandon()
+                    raise
+                other.finish()
         self._ledger.require_intact()  # what readers saw counts as well
 
     def _check_blocks(self, index: int, source: BlockSource, numbers: Sequence[int]) -> None:
@@ -213,12 +234,13 @@ class SealedObject:
     def close(self) -> None:
         """Stop checking and drop the key. Files that are still open can be closed, but not read any further."""
         self._key = None
+        self._ciphers.clear()
         self._stop.set()
         if self._check is not None:
             self._check.join()
         self._ledger.close()
         if self._helper is not None:
-            self._helper.shutdown()
+            self._helper.close()
 
     def __enter__(self) -> SealedObject:
         return self

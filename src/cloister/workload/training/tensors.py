@@ -12,9 +12,11 @@ import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors.torch import save as _save
 
+from ...crypto.buffers import on_huge_pages
 from ...errors import Malformed
 
 __all__ = ["MAX_HEADER", "read_tensors", "write_tensors"]
@@ -22,6 +24,7 @@ __all__ = ["MAX_HEADER", "read_tensors", "write_tensors"]
 MAX_HEADER = 32 << 20
 _MAX_DIMENSIONS = 8
 _CHUNK = 1 << 26
+_SEARCHED = 1 << 19  # bytes at a time, which stay in a processor's cache
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -107,7 +110,8 @@ def _naturals(value: Any, limit: int) -> bool:
 
 def _fill(name: str, stream: BinaryIO, tensor: torch.Tensor) -> None:
     """Straight into the tensor's own memory: a large read of a sealed file is decrypted there, without a copy."""
-    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy arrays are buffers
+    view = memoryview(_bytes(tensor))  # type: ignore[arg-type]  # numpy arrays are buffers
+    on_huge_pages(view)
     readinto = getattr(stream, "readinto", None)
     while view:
         if readinto is not None:
@@ -122,14 +126,26 @@ def _fill(name: str, stream: BinaryIO, tensor: torch.Tensor) -> None:
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    """Without a NaN or an infinite weight. Ten times as fast as asking each weight, which would be half of the time
-    that loading a model takes: a sum is NaN or infinite if any term is, and minimum and maximum are NaN if any is."""
-    if tensor.numel() == 0:
-        return True
-    if tensor.element_size() < 4:  # halves are summed slowly, but compared fast
-        return all(bool(torch.isfinite(edge)) for edge in torch.aminmax(tensor))
-    # A sum can also overflow by itself; only then each weight is looked at.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    """Without a NaN or an infinite weight. Those alone have an exponent of all ones (IEEE 754 §3.4; bfloat16 alike), so
+    read as whole numbers they are the largest: the positive ones among signed numbers, the negative among unsigned.
+
+    That is ten times as fast as asking each weight, and numpy does it in the one thread that is called: torch would
+    take the processors from the decryption that goes on meanwhile.
+    """
+    size = tensor.element_size()
+    signs = torch.tensor([math.inf, -math.inf], dtype=tensor.dtype)
+    signed, unsigned = (_bytes(tensor).view(f"{kind}{size}") for kind in "iu")
+    plus, minus = _bytes(signs).view(f"i{size}")[0], _bytes(signs).view(f"u{size}")[1]
+    step = _SEARCHED // size
+    return all(
+        np.max(signed[at : at + step]) < plus and np.max(unsigned[at : at + step]) < minus
+        for at in range(0, len(signed), step)
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The tensor's own memory."""
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
