@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloister.contracts import Terms
-from cloister.errors import Denied, Untrusted
+from cloister.errors import Denied, Malformed, Unavailable, Untrusted
+from cloister.keys import CHECKPOINT
 from tests.broker_world import NOW, World, nothing_granted
 from tests.key_chores import copy_state, deks
 
@@ -97,3 +98,70 @@ def test_a_re_encryption_is_used_to_get_around_a_hold(world: World) -> None:
     with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
         world.hospital.broker.lifecycle.tasks.open(NAME, shred_old=True)
     assert refused.value.code == "asset.held"
+
+
+def test_checkpoints_of_runs_with_held_data_are_shredded(world: World) -> None:
+    """They are evidence, too: what was made of the held data."""
+    party, life = world.hospital, world.hospital.broker.lifecycle
+    world.workload().run()
+    hold(world)
+    before = life.vault.secret(CHECKPOINT)
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        life.roots.shred_checkpoints("quick, before anybody asks")
+    assert (refused.value.code, refused.value.details["assets"]) == ("asset.held", NAME)
+    assert "litigation 7" in refused.value.message
+    entry = party.log()[-1]
+    assert (entry.kind, entry.outcome, entry.details["code"]) == ("checkpoints.shredded", "failure", "asset.held")
+    assert life.vault.secret(CHECKPOINT) == before
+    assert not any(row["cut"] for row in party.tables()["instances"])
+    life.retention.unhold(NAME, "settled")
+    assert life.roots.shred_checkpoints("a checkpoint leaked") == 1
+    assert life.vault.secret(CHECKPOINT) != before
+
+
+def test_checkpoints_of_a_run_that_can_not_be_read_are_taken_for_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = world.hospital.broker.lifecycle
+    world.workload().run()
+    hold(world)
+
+    def unreadable(*_: object) -> None:
+        raise Malformed("job.form", "It is not a job.")
+
+    monkeypatch.setattr("cloister.broker.knowledge.read_job", unreadable)
+    with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
+        life.roots.shred_checkpoints("quick")
+    assert refused.value.code == "asset.held"
+
+
+def test_a_hold_on_what_no_run_used_keeps_no_checkpoints(world: World, folder: Path) -> None:
+    party = world.hospital
+    world.workload().run()
+    party.seal(folder / "other", "hospital/other", "dataset")
+    party.broker.lifecycle.retention.hold("hospital/other", "litigation 8")
+    assert party.broker.lifecycle.roots.shred_checkpoints("a checkpoint leaked") == 1
+
+
+def test_a_hold_comes_while_the_destruction_of_checkpoints_waits_for_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    party, life = world.hospital, world.hospital.broker.lifecycle
+    world.workload().run()
+    before = life.vault.secret(CHECKPOINT)
+
+    def full(*_: object, **__: object) -> None:
+        raise Unavailable("storage.full", "The disk is full; free space, then try again.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(life.vault, "put_secret", full)
+        with pytest.raises(Unavailable):
+            life.roots.shred_checkpoints("leaked")
+    hold(world)
+    life.keeper.look()
+    assert life.vault.secret(CHECKPOINT) == before
+    assert any("litigation 7" in note and "no share" in note for note in party.broker.notes())
+    life.retention.unhold(NAME, "settled")
+    life.keeper.look()
+    assert life.vault.secret(CHECKPOINT) != before
+    assert party.broker.notes() == party.broker.warnings

@@ -157,6 +157,34 @@ def test_dying_while_checkpoints_are_shredded(home: Path, folder: Path, monkeypa
             return
 
 
+def test_dying_while_the_vault_gets_a_new_master_key(home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in itertools.count(1):
+        place = folder / str(number)
+        shutil.copytree(home, place)
+        party = party_in(place)
+        before, copy = deks(party), (place / "vault.json").read_bytes()
+        alive = dies(party, number, lambda p: p.broker.lifecycle.roots.rekey(PASSPHRASE), monkeypatch)
+        changed = (place / "vault.json").read_bytes() != copy
+        party.restart()
+        stages = [f.details["stage"] for f in party.log() if f.kind == "vault.rekeyed"]
+        assert stages in ([], ["begun"], ["begun", "done"])
+        assert stages or not changed, "never changed without a word in the log"
+        assert deks(party) == before
+        noted = any("give 'cloister key rekey' again" in note for note in party.broker.notes())
+        assert noted is (stages == ["begun"]), "what nobody can tell is said"
+        party.broker.lifecycle.roots.rekey(PASSPHRASE)
+        party.broker.lifecycle.keeper.look()
+        assert party.broker.notes() == party.broker.warnings
+        party.broker.close()
+        (place / "vault.json").write_bytes(copy)
+        with pytest.raises(CloisterError) as refused:
+            party.start()
+        assert refused.value.code == "vault.rollback", "the file from before is refused"
+        shutil.rmtree(place)
+        if alive:
+            return
+
+
 def test_a_vault_that_can_not_be_written(home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full, not dead: it is said, nothing is lost, and goes on when there is room."""
     shutil.copytree(home, folder / "home")
@@ -257,7 +285,7 @@ def kill_once(home: Path, record: Record, seed: int, lines: int, delay: float) -
         assert victim.stdout is not None
         assert victim.stderr is not None
         os.set_blocking(victim.stdout.fileno(), False)
-        heard, deadline, killing = b"", time.monotonic() + 60, float("inf")
+        heard, deadline, killing = b"", time.monotonic() + 240, float("inf")
         if seed % 10 == 0:
             killing = time.monotonic() + 0.5 + delay  # about when it opens the home and finishes what was left
         while time.monotonic() < killing:

@@ -10,7 +10,7 @@ import pytest
 
 from cloister.broker.tasks import Opening
 from cloister.client.reencrypt import work_name
-from cloister.errors import Denied, Unavailable
+from cloister.errors import Denied, Misuse, Unavailable
 from cloister.keys import CHECKPOINT
 from cloister.sealed import Manifest, Sealed, SealIdentity, seal_object
 from tests.broker_party import Party
@@ -28,7 +28,7 @@ def reseal(party: Party, folder: Path, opened: Opening, **changes: object) -> Se
     old = Manifest.from_payload(opened.source.payload)
     identity = SealIdentity(
         owner=party.name, asset_id=old.asset_id, name=old.name, version=opened.version, asset_class=old.asset_class,
-        created=party.clock(), previous=opened.source.digest,
+        created=party.clock(), previous=opened.previous,
     )  # fmt: skip
     return seal_object(
         [("file.bin", io.BytesIO(b"rows"))], folder, dek=opened.secret_dek, identity=replace(identity, **changes),  # type: ignore[arg-type]
@@ -168,3 +168,66 @@ def test_a_clock_that_is_wrong_from_the_start_destroys(world: World) -> None:
         keeper.look()
     assert deks(party) == {}
     assert not party.broker.lifecycle.keeper.notes()
+
+
+# An old version is made the newest.
+
+
+def test_an_older_version_becomes_the_newest_only_on_the_owner_s_word(world: World, folder: Path) -> None:
+    """The newest version's ciphertext is lost. What is made of the one before it is a next version, and is named."""
+    party = world.hospital
+    tasks = party.broker.lifecycle.tasks
+    lost = party.seal(folder / "v2", NAME, "dataset", content=b"the newest rows")
+    assert tasks.open(NAME).source.digest == lost.digest, "nobody asked for another one"
+    opened = tasks.open(NAME, version=1)
+    assert (opened.source.digest, opened.previous, opened.version) == (world.data.digest, lost.digest, 3)
+    sealed = reseal(party, folder / "v3", opened)
+    assert party.broker.core.assets.newest(NAME)["digest"] == sealed.digest.hex()  # type: ignore[index]
+    begun = [f for f in party.log() if f.kind == "asset.reencrypting"]
+    assert [(f.details["version"], f.details["source"]) for f in begun] == [(3, 2), (3, 1)]
+    assert (party.log()[-1].kind, party.log()[-1].details["source"]) == ("asset.sealed", 1)
+    assert tasks.open(NAME).source.digest == sealed.digest
+
+
+def test_an_older_version_is_sealed_as_if_the_newer_one_did_not_exist(world: World, folder: Path) -> None:
+    party = world.hospital
+    party.seal(folder / "v2", NAME, "dataset", content=b"the newest rows")
+    opened = party.broker.lifecycle.tasks.open(NAME, version=1)
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        reseal(party, folder / "v3", opened, previous=world.data.digest)
+    assert refused.value.code == "asset.version"
+
+
+def test_a_re_encryption_of_an_older_version_ends_when_a_newer_one_is_sealed(world: World, folder: Path) -> None:
+    party = world.hospital
+    party.seal(folder / "v2", NAME, "dataset", content=b"rows 2")
+    opened = party.broker.lifecycle.tasks.open(NAME, version=1)
+    party.seal(folder / "v3", NAME, "dataset", content=b"rows 3")
+    with nothing_granted(party), pytest.raises(Denied):
+        reseal(party, folder / "v3-again", opened)
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        reseal(party, folder / "v4", opened, version=4, previous=bytes.fromhex(party.tables()["assets"][-1]["digest"]))
+    assert refused.value.code in ("task.ended", "asset.version")
+
+
+def test_what_was_shredded_comes_back_by_its_number(world: World, folder: Path) -> None:
+    party = world.hospital
+    life = party.broker.lifecycle
+    party.seal(folder / "v2", NAME, "dataset", content=b"rows 2")
+    life.shredder.shred(NAME, [1], "erase request")
+    life.rotation.finish()
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        life.tasks.open(NAME, version=1)
+    assert refused.value.code == "asset.shredded"
+    with nothing_granted(party), pytest.raises(Misuse) as unknown:
+        life.tasks.open(NAME, version=9)
+    assert unknown.value.code == "asset.version"
+
+
+def test_an_older_version_that_is_re_encrypted_is_kept_no_longer_than_it_was_to_be(world: World, folder: Path) -> None:
+    party = world.hospital
+    party.broker.lifecycle.retention.retain(NAME, 1, NOW + DAY)
+    party.seal(folder / "v2", NAME, "dataset", content=b"rows 2")
+    reseal(party, folder / "v3", party.broker.lifecycle.tasks.open(NAME, version=1))
+    (row,) = (row for row in party.tables()["assets"] if row["version"] == 3)
+    assert row["keep_until"] == NOW + DAY

@@ -85,6 +85,74 @@ def test_a_started_drill_leaves_the_root_key_in_use(tmp_path: Path, monkeypatch:
     owner.start(owner.live).close()
 
 
+def a_drill_rotates(owner: Owner) -> None:
+    """A restored copy is started on the device of the vault in use, and rotates."""
+    owner.create()
+    live = owner.start(owner.live)
+    dek = random_bytes(32)
+    wrapped = live.lifecycle.vault.wrap(dek, DIGEST)
+    shares = live.lifecycle.roots.split(2, 3)
+    live.close()
+    shutil.copytree(owner.live, owner.old)
+    told = restore_root(owner.old / "vault.json", shares[:2], PIN, driver=owner.driver)
+    assert "no KEK is destroyed there" in told.notes[-1]
+    drill = owner.start(owner.old)
+    with pytest.raises(Denied) as refused:
+        drill.lifecycle.rotation.rotate()
+    assert refused.value.code == "vault.copies"
+    drill.lifecycle.keeper.look()
+    assert any("a copy of its file may be in use" in note for note in drill.notes())
+    drill.close()
+    live = owner.start(owner.live)
+    assert live.lifecycle.vault.unwrap(wrapped, DIGEST) == dek, "the drill took nothing from it"
+    with pytest.raises(Denied):
+        live.lifecycle.rotation.rotate()  # it can't know either which of the two counts
+    live.lifecycle.roots.sweep(live.lifecycle.roots.orphans()["which"])
+    live.lifecycle.keeper.look()
+    assert live.lifecycle.vault.epochs() == (2,)
+    assert live.lifecycle.notes() == []
+    live.close()
+    with pytest.raises(Denied) as closed:
+        owner.start(owner.old)
+    assert closed.value.code == "vault.device_key", "its owner said that the other one is in use"
+
+
+def test_a_drill_that_rotates_destroys_nothing_in_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(tmp_path / "device")
+    device.plug_in(monkeypatch)
+    a_drill_rotates(Owner(tmp_path, device.config))
+
+
+def test_a_drill_that_rotates_destroys_nothing_in_an_hsm(tmp_path: Path) -> None:
+    with SoftHsm(tmp_path / "hsm") as hsm:
+        hsm.create("owner", PIN)
+        options = {"module": MODULE, "token": "owner", "mechanism": "aes-kwp"}
+        a_drill_rotates(Owner(tmp_path, DriverConfig("pkcs11", options)))
+
+
+def test_a_drill_that_shreds_leaves_the_kek_to_the_vault_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What obliges it to destroy KEKs waits; the device keeps what the other one needs."""
+    device = Device(tmp_path / "device")
+    device.plug_in(monkeypatch)
+    owner = Owner(tmp_path, device.config)
+    owner.create()
+    live = owner.start(owner.live)
+    shares = live.lifecycle.roots.split(2, 3)
+    live.close()
+    shutil.copytree(owner.live, owner.old)
+    restore_root(owner.old / "vault.json", shares[:2], PIN, driver=device.config)
+    keks = {name for name in device.held() if name.startswith(b"kek.")}
+    drill = owner.start(owner.old)
+    drill.lifecycle.rotation.begin("shred")
+    for _ in range(2):
+        drill.lifecycle.keeper.look()
+    assert drill.lifecycle.rotation.pending
+    assert keks <= device.held()
+    drill.close()
+
+
 def restored(party: Party, backup: Path, shares: list[str]) -> dict[str, object]:
     party.broker.close()
     shutil.copy(backup, party.home / "vault.json")

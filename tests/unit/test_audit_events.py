@@ -143,7 +143,7 @@ def test_the_kinds_that_others_rely_on() -> None:
         "lease.refused", "checkpoint.recorded", "permit.issued", "permit.refused", "output.unwrapped",
         "broker.started", "state.recovered", "asset.opened", "asset.retained", "asset.held", "asset.unheld",
         "asset.reencrypting", "asset.shredded", "asset.expired", "kek.rotation", "kek.rewrapped", "kek.destroyed",
-        "kek.scheduled", "checkpoints.shredded", "vault.split",
+        "kek.scheduled", "checkpoints.shredded", "vault.split", "vault.rekeyed", "vault.swept",
     }  # fmt: skip
 
 

@@ -334,5 +334,5 @@ def test_shares_are_told_when_something_is_shredded(world: World) -> None:
 def test_a_lease_whose_run_can_not_be_read_is_cut_as_well(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.workload().run()
     life = world.hospital.broker.lifecycle
-    monkeypatch.setattr("cloister.broker.shredding.read_job", lambda *_: (_ for _ in ()).throw(Denied("x", "y")))
+    monkeypatch.setattr("cloister.broker.knowledge.read_job", lambda *_: (_ for _ in ()).throw(Denied("x", "y")))
     assert life.shredder.shred(NAME, None, "gone")["leases_cut"] == 1

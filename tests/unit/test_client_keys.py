@@ -120,6 +120,11 @@ def test_shredding_asks_for_the_name(agreed: LocalHome, run: Run, monkeypatch: p
     again = run(*words, "--yes", "--version", "1", "--json")
     assert again.document["versions"][0]["reason"] == "withdrawn"
     assert any("Copies of the vault file" in said for said in again.document["beyond_recall"])
+    first, *rest = run(*words, "--yes", "--version", "1").out.splitlines()
+    assert first == "hospital/doomed version 1 is shredded: its key is destroyed here."
+    assert any("passphrase of that time" in line for line in rest), "what is out of reach is named"
+    assert "cloister key rekey" in rest[-1]
+    assert "can't close the copy itself" in rest[-1]
 
 
 def test_which_versions(agreed: LocalHome, run: Run) -> None:
@@ -171,6 +176,82 @@ def test_shredding_checkpoints(agreed: LocalHome, run: Run) -> None:
     assert "0 running jobs end" in run(*words, "--yes").out
 
 
+def test_shredding_checkpoints_under_a_hold(agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = agreed._brokers["lab"][0].broker.core
+    monkeypatch.setattr(core.knowledge, "used_names", lambda names: set(names))
+    assert run("key", "hold", "lab/minilm", "--reason", "litigation 7").code == 0
+    words = ("key", "shred-checkpoints", "--reason", "a disk was stolen", "--as", "lab", "--yes", "--json")
+    error = run(*words).document["error"]
+    assert (error["code"], error["details"]) == ("asset.held", {"assets": "lab/minilm"})
+    assert run("key", "unhold", "lab/minilm", "--reason", "settled").code == 0
+    assert run(*words).code == 0
+
+
+# The vault itself.
+
+
+def test_rekeying(local: LocalHome, run: Run, tmp_path: Path) -> None:
+    operations.create_party(local.home, "ward", PASSPHRASE)
+    words, file = ("key", "rekey", "--as", "ward"), local.folder / "parties" / "ward" / "vault.json"
+    before = file.read_bytes()
+    nobody = run(*words)
+    assert (nobody.code, "add --yes" in nobody.err) == (2, True)
+    (tmp_path / "wrong").write_text("not the passphrase\n")
+    (tmp_path / "wrong").chmod(0o600)
+    wrong = run(*words, "--yes", "--passphrase-file", str(tmp_path / "wrong"))
+    assert (wrong.code, wrong.out, len(wrong.err.splitlines())) == (3, "", 1)
+    assert "passphrase is wrong" in wrong.err
+    assert file.read_bytes() == before
+    done = run(*words, "--yes")
+    assert done.code == 0, done.err
+    for part in ("a new master key, revision", "of no use for it any more", "the passphrase or the recovery shares"):
+        assert part in done.out
+    assert file.read_bytes() != before
+    assert run(*words, "--yes", "--json").document["party"] == "ward"
+    log = run("audit", "show", "--as", "ward", "--kind", "vault.rekeyed", "--json").document["entries"]
+    assert [e["details"].get("stage", e["details"].get("code")) for e in log] == [
+        "vault.passphrase", "begun", "done", "begun", "done",
+    ]  # fmt: skip
+    local.lock("ward")
+    locked = run(*words, "--yes")
+    assert (locked.code, "org unlock ward" in locked.err) == (1, True)
+    assert run("org", "unlock", "ward").code == 0, "the passphrase stays the same"
+
+
+def test_sweeping(agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("key", "sweep", "--as", "hospital")
+    nothing = run(*words)
+    assert (nothing.code, "nothing was done" in nothing.out) == (0, True), nothing.err
+    vault = agreed._brokers["hospital"][0].broker.lifecycle.vault
+    held = [b"one", b"two"]
+    monkeypatch.setattr(vault, "orphans", lambda: tuple(held))
+
+    def sweep(*, known_revision: int, among: tuple[bytes, ...]) -> tuple[str, ...]:
+        assert (known_revision <= vault.revision, among) == (True, (b"one", b"two"))
+        return tuple(f"Backups still hold {held.pop().decode()}." for _ in tuple(held))
+
+    monkeypatch.setattr(vault, "sweep_orphans", sweep)
+    nobody = run(*words)
+    assert (nobody.code, "add --yes" in nobody.err) == (2, True)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdin", Terminal("y\n"))
+        patch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        asked = run(*words)
+    assert asked.code == 2, "a quick yes is not enough"
+    for part in ("destroys 2 keys in the device", "another copy of the vault file", "lost for good"):
+        assert part in asked.err
+    assert len(held) == 2
+    done = run(*words, "--yes")
+    assert (done.code, held) == (0, [])
+    assert done.out.splitlines()[0] == "2 keys of hospital are destroyed in the device."
+    assert "Backups still hold one." in done.out
+
+
 # Re-encryption.
 
 
@@ -207,6 +288,76 @@ def test_re_encrypting(agreed: LocalHome, run: Run) -> None:
             if a["name"] == "hospital/fresh"}  # fmt: skip
     assert [rows[n]["shredded"] is None for n in (1, 2, 3)] == [False, False, True]
     assert not list((agreed.folder / "outbox").iterdir()), "nothing is left behind"
+
+
+def lose_newest(local: LocalHome, run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Version 2 is registered with the broker, and its folder is gone before its upload reached the store. Returns what
+    version 1 holds."""
+    seal_anew(local, name, size=2_000_000)
+    before = content(local, name, 1)
+
+    def gone(*_: Any, **__: Any) -> str:
+        raise Unavailable("control.down", "The control plane can't be reached.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cloister.client.control.ControlClient, "upload", gone)
+        with pytest.raises(Unavailable):
+            seal_anew(local, name, size=1000)
+    for folder in (local.folder / "outbox").iterdir():
+        shutil.rmtree(folder)
+    return before
+
+
+def test_a_version_that_was_lost_before_its_upload(
+    agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "hospital/stranded"
+    before = lose_newest(agreed, run, name, monkeypatch)
+    stuck = run("key", "reencrypt", name, "--json")
+    assert stuck.document["error"]["code"] == "object.unknown"
+    assert "--version" in stuck.document["error"]["message"]
+    ran = run("key", "reencrypt", name, "--version", "1")
+    assert ran.code == 0, ran.err
+    assert f"{name} version 3 is sealed" in ran.out
+    assert "MADE FROM VERSION 1, not from version 2" in ran.out
+    assert content(agreed, name, 3) == before
+    log = run("audit", "show", "--as", "hospital", "--kind", "asset.reencrypting", "--json").document["entries"]
+    found = [e["details"] for e in log if e["details"]["name"] == name]
+    assert [(d["stage"], d["version"], d["source"]) for d in found] == [("started", 3, 2), ("started", 3, 1)]
+    again = run("key", "reencrypt", name, "--json").document
+    assert (again["version"], again["source"]) == (4, 3)
+    assert "MADE FROM" not in run("key", "reencrypt", name).out
+    assert not list((agreed.folder / "outbox").iterdir())
+
+
+def test_versions_that_can_not_be_re_encrypted(agreed: LocalHome, run: Run) -> None:
+    name = "hospital/numbered"
+    for _ in range(2):
+        seal_anew(agreed, name)
+    assert run("key", "shred", name, "--version", "1", "--reason", "x", "--yes").code == 0
+    shredded = run("key", "reencrypt", name, "--version", "1", "--json").document["error"]
+    assert shredded["code"] == "asset.shredded"
+    assert run("key", "reencrypt", name, "--version", "7", "--json").document["error"]["code"] == "asset.version"
+    both = run("key", "reencrypt", name, "--version", "2", "--cancel", "--json")
+    assert (both.code, both.document["error"]["code"]) == (2, "reencrypt.cancel")
+
+
+def test_an_earlier_attempt_from_another_version_is_not_passed_off(
+    agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt before was registered, and not uploaded yet: it is finished and named, not taken for another."""
+    name = "hospital/twice-tried"
+    before = lose_newest(agreed, run, name, monkeypatch)
+    with monkeypatch.context() as patch:
+        die(patch, "upload")
+        with pytest.raises(Killed):
+            operations.reencrypt(agreed.home, name, version=1)
+    other = run("key", "reencrypt", name, "--version", "2", "--shred-old", "--json").document["error"]
+    assert other["code"] == "reencrypt.other"
+    assert "version 3 is stored, made from version 1" in other["message"]
+    rows = [a for a in agreed.home.agent("hospital").assets() if a["name"] == name]
+    assert [row["shredded"] for row in rows] == [None, None, None], "nothing else was done"
+    assert content(agreed, name, 3) == before
 
 
 class Killed(BaseException):

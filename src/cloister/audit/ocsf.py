@@ -100,6 +100,8 @@ KINDS: dict[str, Shape] = {
     "kek.scheduled": _entity(*_KEK, 3, "Update", 2),
     "checkpoints.shredded": _entity(*_KEK, 4, "Delete", 4),
     "vault.split": _entity(*_KEK, 2, "Read", 4),
+    "vault.rekeyed": _entity(*_KEK, 3, "Update", 3),
+    "vault.swept": _entity(*_KEK, 4, "Delete", 4),
     "contract.signed": _entity(*_POLICY, 8, "Enable"),
     "contract.revoked": _entity(*_POLICY, 9, "Disable", 3),
     "attest.ok": _authentication(),

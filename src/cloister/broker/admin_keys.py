@@ -42,6 +42,9 @@ def key_routes(life: Lifecycle, assets: Assets, limits: Limits) -> list[Route]:
         post("/v1/keys/manifest", keys.manifest),
         post("/v1/keys/checkpoints/shred", keys.shred_checkpoints),
         post("/v1/keys/recovery/split", keys.split),
+        post("/v1/keys/rekey", keys.rekey),
+        get("/v1/keys/orphans", keys.orphans),
+        post("/v1/keys/sweep", keys.sweep),
     ]
 
 
@@ -102,7 +105,7 @@ class _Keys:
         f.done()
         answer = self._life.shredder.shred(name, versions, reason)
         self._life.keeper.wake()
-        return {**answer, "rotation": self._progress()}
+        return {**answer, "driver": self._life.vault.driver, "rotation": self._progress()}
 
     def retain(self, call: Call) -> Any:
         f = Fields(call.body(), "retention request")
@@ -129,10 +132,12 @@ class _Keys:
     def reencrypt(self, call: Call) -> Any:
         f = Fields(call.body(), "re-encryption request")
         name, shred_old = f.asset("name"), f.boolean("shred_old")
+        version = None if f.raw("version", optional=True) is None else f.integer("version", low=1)
         f.done()
-        opened = self._life.tasks.open(name, shred_old=shred_old)
+        opened = self._life.tasks.open(name, version=version, shred_old=shred_old)
         return {
             "dek": base64.b64encode(opened.secret_dek).decode(),
+            "previous": opened.previous.hex(),
             "resumed": opened.resumed,
             "source": opened.source.to_bytes().decode(),
             "source_dek": base64.b64encode(opened.source_secret_dek).decode(),
@@ -159,6 +164,25 @@ class _Keys:
         reason = _reason(f)
         f.done()
         return {"leases_cut": self._life.roots.shred_checkpoints(reason)}
+
+    def rekey(self, call: Call) -> Any:
+        f = Fields(call.body(), "rekeying request")
+        credential = f.optional_text("credential")
+        f.done()
+        vault = self._life.vault
+        if credential is None and vault.driver == "file":
+            raise Misuse("rekey.credential", "Give the vault's passphrase: its file is sealed under it anew.")
+        remains = self._life.roots.rekey((credential or "").encode())
+        return {"remains": list(remains), "revision": vault.revision}
+
+    def orphans(self, _: Call) -> Any:
+        return self._life.roots.orphans()
+
+    def sweep(self, call: Call) -> Any:
+        f = Fields(call.body(), "sweeping request")
+        which = f.hex("which", 32)
+        f.done()
+        return self._life.roots.sweep(which.hex())
 
     def split(self, call: Call) -> Any:
         f = Fields(call.body(), "recovery request")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -12,7 +11,6 @@ from starlette.applications import Starlette
 from ..attestation import Verifier, verifiers
 from ..contracts import Card
 from ..errors import Unavailable
-from ..keys.recovery import split_root
 from .admin import admin_routes
 from .admin_keys import key_routes
 from .agreements import Agreements
@@ -26,12 +24,13 @@ from .kbs import kbs_routes
 from .knowledge import Knowledge
 from .leases import Leases
 from .ledger import Ledger
-from .lifecycle import Lifecycle, remembered_revision
+from .lifecycle import Lifecycle
 from .notices import Notices
 from .party import OwnKeys, Parties
 from .peers import Peers
 from .permits import Permits
 from .release import KeyReleases
+from .rootkeys import remembered_revision
 from .serving import https_server, listen_tcp, listen_unix, owner_server, serve_until, tls_context
 from .sessions import Sessions
 from .startup import Opened, open_home
@@ -66,9 +65,9 @@ class Broker:
         self.notices = Notices(self.core, self.agreements)
         self.warnings = [*_warnings(settings, confirmed), *opened.vault.warnings]
         _log_start(ledger, opened, confirmed)
-        self.lifecycle = Lifecycle.over(self.core, split=partial(split_root, opened.vault))
+        self.lifecycle = Lifecycle.over(self.core, opened.vault)
         remembered_revision(ledger, opened.vault)
-        self.lifecycle.resume(self._tell_orphans)
+        self.lifecycle.resume()
         self.notices.learn()  # before anything is served: an older copy of the state may have forgotten a revocation
 
     @classmethod
@@ -108,16 +107,7 @@ class Broker:
 
     def notes(self) -> list[str]:
         """What the owner should know now: of the way in which this broker runs, and of its keys."""
-        return [*self.warnings, *self.lifecycle.keeper.notes()]
-
-    def _tell_orphans(self) -> None:
-        """Never destroyed at start: this home may be an older or a restored copy, and what it lacks another's KEK."""
-        count = len(self._opened.vault.orphans())
-        if count:
-            self.warnings.append(
-                f"The device holds {count} keys of this vault that its file does not name: a crash left them, or a "
-                "newer copy of the file uses them, so they are kept."
-            )
+        return [*self.warnings, *self.lifecycle.notes()]
 
     def close(self) -> None:
         self.lifecycle.stop()

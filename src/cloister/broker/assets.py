@@ -130,6 +130,8 @@ class Assets:
             "name": manifest.name,
             "version": manifest.version,
         }
+        for task in self._made_by(manifest):
+            details["source"] = self.known(bytes.fromhex(task["source"]))["version"]  # that it was made from
         changes = [Change("assets", row), *self._ended_tasks(manifest)]
         self._ledger.commit("asset.sealed", target=digest, details=details, changes=changes)
 
@@ -143,6 +145,10 @@ class Assets:
             })
             for row in running
         ]  # fmt: skip
+
+    def _made_by(self, manifest: Manifest) -> list[Row]:
+        """The re-encryption whose version this is; none for one that was sealed from plaintext."""
+        return self._state.rows("tasks", name=manifest.name, commitment=manifest.dek_commit.hex())
 
     def _check_name(self, name: str) -> None:
         Fields({"name": name}, "request").asset("name")
@@ -174,7 +180,7 @@ class Assets:
     def _keep_until(self, manifest: Manifest) -> int:
         """What its terms say; a re-encrypted copy is never kept longer than the version that it was made from."""
         dates = [_terms_end(manifest)]
-        for task in self._state.rows("tasks", name=manifest.name, commitment=manifest.dek_commit.hex()):
+        for task in self._made_by(manifest):
             dates.append(int(self.known(bytes.fromhex(task["source"]))["keep_until"]))
         return min(dates)
 

@@ -102,13 +102,15 @@ class Keeper:
         """What the owner should know, for the broker's status."""
         return [*self._said.values(), *self._trouble.values()]
 
-    def resume(self, orphans: Callable[[], object]) -> None:
+    def resume(self) -> None:
         """At start, before anything is served: go on with what a crash left, as far as that is quick."""
-        self._try("orphans", orphans)
+        self._try("orphans", self._roots.count_orphans)
+        self._try("rekey", self._roots.check_rekeyed)
         self._try("checkpoints", self._roots.resume)
         self._try("rotation", lambda: self._rotation.finish(most=self._limits.start_rewraps))
 
     def look(self) -> None:
+        self._try("rekey", self._roots.check_rekeyed)
         self._try("checkpoints", self._roots.resume)
         self._try("rotation", self._rotation.finish)
         self._try("schedule", self._follow_schedule)

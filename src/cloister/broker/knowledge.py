@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from ..contracts import Contract, ContractState, read_contract
+from ..contracts import Contract, ContractState, read_contract, read_job
 from ..crypto import Envelope
+from ..errors import CloisterError
 from .decision import Instance, JobRecord, Lease, Standing
 from .party import Parties
 from .state import Change, Row, State
@@ -69,6 +71,29 @@ class Knowledge:
 
     def instances(self, **where: Any) -> list[Instance]:
         return [_instance(row) for row in self._state.rows("instances", **where)]
+
+    def job_assets(self, job: bytes) -> frozenset[bytes] | None:
+        """Digests of the data and the model of an admitted run; None where that can't be told."""
+        row = self._state.row("jobs", digest=job.hex())
+        contract = None if row is None else self.contract(bytes.fromhex(row["contract"]))
+        if row is None or contract is None:
+            return None
+        try:
+            read = read_job(Envelope.from_bytes(row["envelope"].encode()), contract)
+        except CloisterError:
+            return None
+        return frozenset((read.data, read.base))
+
+    def used_names(self, names: Collection[str]) -> set[str]:
+        """Those of ``names`` that admitted runs used: all, if what a run used can't be told."""
+        own = {bytes.fromhex(row["digest"]): str(row["name"]) for row in self._state.rows("assets")}
+        used: set[str] = set()
+        for row in self._state.rows("jobs"):
+            digests = self.job_assets(bytes.fromhex(row["digest"]))
+            if digests is None:
+                return set(names)
+            used |= {own[digest] for digest in digests if digest in own}
+        return used & set(names)
 
     def contract_row(self, digest: bytes) -> Row | None:
         return self._state.row("contracts", digest=digest.hex())

@@ -18,7 +18,7 @@ from .config import Limits
 from .refusals import About, Refusals
 from .state import Change, Intent, State
 
-__all__ = ["Ledger", "reconcile"]
+__all__ = ["Details", "Ledger", "reconcile"]
 
 Details = Mapping[str, str | int]
 

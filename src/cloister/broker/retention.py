@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..contracts import read_contract
@@ -12,7 +12,9 @@ from .assets import Assets
 from .ledger import Ledger
 from .state import Change, Row
 
-__all__ = ["Retention", "check_held", "check_until", "overdue"]
+__all__ = ["Retention", "check_held", "check_unheld", "check_until", "overdue"]
+
+_NAMED = 2000  # characters of names in one refusal
 
 
 def check_until(present: int, until: int, *, contracted: bool, now: int) -> None:
@@ -34,6 +36,19 @@ def check_held(name: str, reason: str | None) -> None:
     if reason is not None:
         raise Denied(
             "asset.held", f"{name} is under a legal hold ({reason}); lift it with 'cloister key unhold' first."
+        )
+
+
+def check_unheld(names: Collection[str], held: Mapping[str, str]) -> None:
+    """Pure. Raises Denied("asset.held") where runs used any of the ``held`` assets: their checkpoints are kept, too."""
+    kept = sorted(set(names) & set(held))
+    if kept:
+        named = ", ".join(f"{name} ({held[name]})" for name in kept)
+        raise Denied(
+            "asset.held",
+            f"Runs used what is under a legal hold, so the checkpoints are kept: {named[:_NAMED]}; lift it with "
+            "'cloister key unhold' first.",
+            assets=",".join(kept)[:_NAMED],
         )
 
 

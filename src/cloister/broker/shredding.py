@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..contracts import read_job
-from ..crypto import Envelope
-from ..errors import CloisterError, Denied, Misuse
+from ..errors import Denied, Misuse
 from .assets import Assets
 from .decision import Instance
 from .knowledge import Knowledge, instance_change
@@ -140,14 +138,8 @@ class Shredder:
 
     def _may_hold(self, instance: Instance, digests: set[bytes]) -> bool:
         """Where that can't be told it may: a lease too many that ends costs a restart, one too few a key."""
-        job, contract = self._knowledge.job(instance.job), self._knowledge.contract(instance.contract)
-        if job is None or contract is None:
-            return True
-        try:
-            read = read_job(Envelope.from_bytes(job.envelope.encode()), contract)
-        except CloisterError:
-            return True
-        return bool(digests & {read.data, read.base})
+        used = self._knowledge.job_assets(instance.job)
+        return used is None or bool(digests & used)
 
     def _ended_tasks(self, name: str, sources: set[str]) -> list[Change]:
         """A re-encryption that reads what is shredded can't go on, and the key that it made for the copy goes, too."""

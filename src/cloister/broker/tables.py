@@ -34,6 +34,7 @@ _LOGGED = [
     # ``card``: the party's own; ``compromised``: whether it has declared its own keys lost; ``vault_revision``;
     # ``rotation``: what a rotation of the KEK still has to reach, empty when there is none; ``rotated_at``,
     # ``schedule``; ``checkpoints``: their shredding, as ``rotation``; ``recovery_split``: when shares were made;
+    # ``rekeying``: when a new master key was begun, until it is made;
     # ``destroying``: KEK epochs that a rotation is about to destroy; ``destroyed``: what the last one told of that.
     Table("facts", METADATA, _text("name", key=True), _text("value")),
     Table("pins", METADATA, _text("name", key=True), _text("card"), _number("compromised")),

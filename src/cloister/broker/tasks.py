@@ -23,13 +23,15 @@ __all__ = ["Opening", "Reencryptions"]
 
 @dataclass(frozen=True, repr=False)
 class Opening:
-    """What the owner's client needs: the old version's signed manifest and key, and the next version's."""
+    """What the owner's client needs: the source's signed manifest and key, and the next version's. ``previous``: the
+    digest of the newest version until then, which is not the source's where the owner chose an older one."""
 
     task: str
     source: Envelope
     source_secret_dek: bytes
     secret_dek: bytes
     version: int
+    previous: bytes
     resumed: bool
 
     def __reduce__(self) -> NoReturn:
@@ -49,20 +51,20 @@ class Reencryptions:
         self._ledger = ledger
         self._clock = clock
 
-    def open(self, name: str, *, shred_old: bool = False) -> Opening:
+    def open(self, name: str, *, version: int | None = None, shred_old: bool = False) -> Opening:
         """Start the re-encryption of the newest version, or go on with the one that runs. Logged before keys go out.
 
+        ``version``: an older one, on the owner's own word only, for where the newest one's ciphertext is lost. What is
+        made is the next version in any case, and the log names what it was made from.
         ``shred_old``: what is held can't be shredded afterwards, so that is refused now. Raises Misuse, Denied.
         """
         if shred_old:
             check_held(name, self._retention.held().get(name))
         with self._ledger.turn():
-            source = self._assets.newest(name)
-            if source is None:
-                raise Misuse("asset.unknown", f"This broker has no asset {name}; 'cloister key list' shows them.")
+            source, newest = self._source(name, version)
             self._assets.manifest(bytes.fromhex(source["digest"]))  # Denied where it is shredded
             running = self._running(name, source)
-            task = running or self._start(name, source)
+            task = running or self._start(name, source, newest["version"] + 1)
             details: dict[str, str | int] = {"name": name, "task": task["task"], "version": source["version"]}
             self._ledger.append("asset.opened", target=source["digest"], details=details)
         digest = bytes.fromhex(source["digest"])
@@ -72,6 +74,7 @@ class Reencryptions:
             source_secret_dek=self._assets.unwrap_secret_dek(digest),
             secret_dek=self._unwrap_secret(task["task"]),
             version=task["version"],
+            previous=bytes.fromhex(newest["digest"]),
             resumed=running is not None,
         )
 
@@ -88,13 +91,25 @@ class Reencryptions:
             self._commit(name, "cancelled", row["version"], [_ended(row)])
             return str(row["task"])
 
+    def _source(self, name: str, version: int | None) -> tuple[Row, Row]:
+        """The version to read, and the newest."""
+        rows = self._assets.versions(name)
+        if not rows:
+            raise Misuse("asset.unknown", f"This broker has no asset {name}; 'cloister key list' shows them.")
+        chosen = [row for row in rows if version in (None, row["version"])]
+        if not chosen:
+            raise Misuse(
+                "asset.version", f"{name} has no version {version}; 'cloister key list' shows those there are."
+            )
+        return chosen[-1], rows[-1]
+
     def _running(self, name: str, source: Row) -> Row | None:
         row = self._ledger.state.row("tasks", name=name, state="running")
         return row if row is not None and row["source"] == source["digest"] else None
 
-    def _start(self, name: str, source: Row) -> Row:
+    def _start(self, name: str, source: Row, version: int) -> Row:
         """A fresh key, wrapped for this task only. Call it within a turn."""
-        task, dek, version = random_bytes(16), random_bytes(DEK_SIZE), source["version"] + 1
+        task, dek = random_bytes(16), random_bytes(DEK_SIZE)
         context = sha256(frame("cloister/reencrypt/v1", task, bytes.fromhex(source["digest"]), version))
         row = {
             "task": task.hex(),
@@ -109,11 +124,11 @@ class Reencryptions:
             **wrapped_columns(self._vault.wrap(dek, context)),
         }
         stale = [_ended(old) for old in self._ledger.state.rows("tasks", name=name, state="running")]
-        self._commit(name, "started", version, [*stale, Change("tasks", row)])
+        self._commit(name, "started", version, [*stale, Change("tasks", row)], source=source["version"])
         return row
 
-    def _commit(self, name: str, stage: str, version: int, changes: list[Change]) -> None:
-        details: dict[str, str | int] = {"name": name, "stage": stage, "version": version}
+    def _commit(self, name: str, stage: str, version: int, changes: list[Change], **more: int) -> None:
+        details: dict[str, str | int] = {"name": name, "stage": stage, "version": version, **more}
         self._ledger.commit("asset.reencrypting", target=name, details=details, changes=changes)
 
     def _unwrap_secret(self, task: str) -> bytes:

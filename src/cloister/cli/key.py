@@ -13,6 +13,7 @@ from ..errors import Misuse
 from .options import As, HomeFolder, Json, ShowProgress, Yes, at_home
 from .recovery import recovery
 from .terminal import Bars, ask_name, columns, note, result
+from .vault import rekey, sweep
 
 __all__ = ["key"]
 
@@ -20,6 +21,11 @@ key = typer.Typer(
     no_args_is_help=True, help="Keys in a party's vault: rotate, shred, keep, hold, and what they were used for."
 )
 key.add_typer(recovery, name="recovery")
+
+_REKEY = (
+    "If somebody else may have an old copy of the vault file and its passphrase, 'cloister key rekey' keeps them from "
+    "opening the newest file with it. It can't close the copy itself, nor what that opens."
+)
 
 Asset = Annotated[str, typer.Argument(help="The asset's name: party/asset.", show_default=False)]
 Reason = Annotated[str, typer.Option("--reason", help="A few words that stand in the log for good.")]
@@ -147,7 +153,7 @@ def shred(
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Destroy the key of an asset for good: every copy of its ciphertext becomes unreadable, in backups, too."""
+    """Destroy the key of an asset here, for good. It then names what is out of reach and could still open a copy."""
     with at_home(home) as place:
         versions = operations.versions_to_shred(place, name, version or [], all_versions)
         which = "every version" if versions is None else f"version {', '.join(map(str, versions))}"
@@ -156,12 +162,12 @@ def shred(
         )
         with Bars(progress) as bars:
             done = operations.shred(place, name, versions, reason=reason, progress=bars)
-    lines = [
-        f"{name} version {v['version']} is shredded; no copy of its ciphertext opens any more." for v in done.versions
-    ]
+    lines = [f"{name} version {v['version']} is shredded: its key is destroyed here." for v in done.versions]
     if done.leases_cut:
         lines.append(f"{done.leases_cut} running jobs that held a key of it end within their lease.")
     lines += [f"Not to be recalled: {sentence}" for sentence in done.beyond_recall]
+    if done.driver == "file":
+        lines.append(_REKEY)
     result(done.document(), lines, as_json=as_json)
 
 
@@ -199,6 +205,9 @@ def unhold(name: Asset, reason: Reason, home: HomeFolder = None, as_json: Json =
 @key.command("reencrypt")
 def reencrypt(
     name: Asset,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="From this version, where the newest one is lost.")
+    ] = None,
     shred_old: Annotated[
         bool, typer.Option("--shred-old", help="Then destroy the keys of all older versions.")
     ] = False,
@@ -208,15 +217,22 @@ def reencrypt(
     as_json: Json = False,
 ) -> None:
     """Encrypt an asset anew under a fresh key, as its next version. If it is killed, the same command goes on."""
+    if cancel and (version is not None or shred_old):
+        raise Misuse("reencrypt.cancel", "Give --cancel alone: it ends whichever re-encryption runs.")
     with at_home(home) as place, Bars(progress) as bars:
         if cancel:
             answer = operations.cancel_reencryption(place, name)
             return result({**answer, "name": name}, [f"The re-encryption of {name} is ended."], as_json=as_json)
-        done = operations.reencrypt(place, name, shred_old=shred_old, progress=bars)
+        done = operations.reencrypt(place, name, version=version, shred_old=shred_old, progress=bars)
     lines = [
         f"{name} version {done.asset.version} is sealed under a fresh key and stored.",
         f"digest  {done.asset.digest}",
     ]
+    if done.from_older:
+        lines.append(
+            f"MADE FROM VERSION {done.source}, not from version {done.asset.version - 1}: "
+            f"its files and terms are those of version {done.source}."
+        )
     if done.resumed:
         lines.append("It went on where an earlier attempt had broken off.")
     if done.shredded is not None:
@@ -237,3 +253,7 @@ def shred_checkpoints(
         done = operations.shred_checkpoints(place, acting, reason)
     lines = [f"The checkpoints of {acting} can't be opened any more; {done['leases_cut']} running jobs end."]
     result(done, lines, as_json=as_json)
+
+
+key.command("rekey")(rekey)
+key.command("sweep")(sweep)

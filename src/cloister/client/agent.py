@@ -122,9 +122,12 @@ class OwnerAgent:
     def hold(self, name: str, reason: str, *, lift: bool = False) -> dict[str, Any]:
         return dict(self._post("/v1/keys/unhold" if lift else "/v1/keys/hold", {"name": name, "reason": reason}))
 
-    def open_reencryption_secrets(self, name: str, *, shred_old: bool) -> dict[str, Any]:
-        """The keys of the newest version and of the one to come; the broker logs it first."""
-        return dict(self._post("/v1/keys/reencrypt", {"name": name, "shred_old": shred_old}))
+    def open_reencryption_secrets(self, name: str, *, version: int | None, shred_old: bool) -> dict[str, Any]:
+        """The keys of the newest version (or of ``version``) and of the one to come; the broker logs it first."""
+        return dict(self._post("/v1/keys/reencrypt", {"name": name, "shred_old": shred_old, "version": version}))
+
+    def reencryptions(self) -> list[dict[str, Any]]:
+        return list(dict(self._get("/v1/keys/tasks"))["tasks"])
 
     def cancel_reencryption(self, name: str) -> dict[str, Any]:
         return dict(self._post("/v1/keys/reencrypt/cancel", {"name": name}))
@@ -135,6 +138,18 @@ class OwnerAgent:
 
     def shred_checkpoints(self, reason: str) -> dict[str, Any]:
         return dict(self._post("/v1/keys/checkpoints/shred", {"reason": reason}))
+
+    def rekey(self, credential: str | None) -> dict[str, Any]:
+        """A new master key for the vault. ``credential``: the passphrase of one in a file; it is kept nowhere."""
+        return dict(self._post("/v1/keys/rekey", {"credential": credential}))
+
+    def orphans(self) -> dict[str, Any]:
+        """What the device holds of this vault and its file does not name."""
+        return dict(self._get("/v1/keys/orphans"))
+
+    def sweep(self, which: str) -> dict[str, Any]:
+        """Destroy exactly these; ``which`` comes from ``orphans``."""
+        return dict(self._post("/v1/keys/sweep", {"which": which}))
 
     def split_secret_root(self, threshold: int, shares: int) -> list[str]:
         """Recovery shares of the vault's root. They are for people, one for each."""

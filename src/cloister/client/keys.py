@@ -16,15 +16,19 @@ from .supervisor import Home
 __all__ = [
     "Shredded",
     "cancel_reencryption",
+    "find_orphans",
     "hold",
     "key_usage",
     "list_keys",
+    "needs_passphrase",
+    "rekey",
     "retain",
     "rotate_kek",
     "schedule_rotation",
     "shred",
     "shred_checkpoints",
     "split_secret_root",
+    "sweep_orphans",
     "unhold",
     "versions_to_shred",
 ]
@@ -34,17 +38,20 @@ _FIRST, _LONGEST = 0.02, 0.5  # seconds between looks
 
 @dataclass(frozen=True)
 class Shredded:
-    """What was destroyed. ``beyond_recall``: what no shredding reaches; ``rotation``: of the KEK, after it."""
+    """What was destroyed. ``beyond_recall``: what no shredding reaches; ``rotation``: of the KEK, after it; ``driver``:
+    what keeps the vault's KEKs."""
 
     name: str
     versions: tuple[dict[str, Any], ...]
     leases_cut: int
     beyond_recall: tuple[str, ...]
     rotation: dict[str, Any]
+    driver: str
 
     def document(self) -> dict[str, Any]:
         return {
             "beyond_recall": list(self.beyond_recall),
+            "driver": self.driver,
             "leases_cut": self.leases_cut,
             "name": self.name,
             "rotation": self.rotation,
@@ -108,6 +115,7 @@ def shred(home: Home, name: str, versions: list[int] | None, *, reason: str, pro
         leases_cut=int(answer["leases_cut"]),
         beyond_recall=(*map(str, answer["beyond_recall"]), *remains),
         rotation={key: rotation[key] for key in ("epoch", "epochs", "last")},
+        driver=str(answer["driver"]),
     )
 
 
@@ -161,6 +169,32 @@ def cancel_reencryption(home: Home, name: str) -> dict[str, Any]:
 def shred_checkpoints(home: Home, party: str, reason: str) -> dict[str, Any]:
     """Make every checkpoint unreadable that the party's share went into; runs that are under way end."""
     return {**home.agent(party).shred_checkpoints(reason), "party": party}
+
+
+def needs_passphrase(home: Home, party: str) -> bool:
+    """Whether the vault's own file is under a passphrase; a device was given its credential when it was opened."""
+    return bool(home.agent(party).keys()["driver"] == "file")
+
+
+def rekey(home: Home, party: str, credential: str | None) -> dict[str, Any]:
+    """A new master key for the party's vault; recovery shares made before don't open its file any more.
+
+    ``credential``: the present passphrase, where ``needs_passphrase``. Raises Denied("vault.passphrase").
+    """
+    return {**home.agent(party).rekey(credential), "party": party}
+
+
+def find_orphans(home: Home, party: str) -> dict[str, Any]:
+    """How many keys the party's device holds that its vault file does not name; ``which`` is for ``sweep_orphans``."""
+    return {**home.agent(party).orphans(), "party": party}
+
+
+def sweep_orphans(home: Home, party: str, which: str) -> dict[str, Any]:
+    """Destroy them for good. Only where no other copy of the vault file is in use: to an older one they are its keys.
+
+    Raises Misuse("sweep.changed") where the device holds others meanwhile, Untrusted("vault.rollback").
+    """
+    return {**home.agent(party).sweep(which), "party": party}
 
 
 def split_secret_root(home: Home, party: str, threshold: int, shares: int) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from ..crypto import Envelope, sha256
 from ..crypto.merkle import RootHasher
 from ..crypto.streaming import StreamReader
-from ..errors import Denied, Unavailable, Untrusted
+from ..errors import CloisterError, Denied, Malformed, Misuse, Unavailable, Untrusted
 from ..fields import Fields
 from ..sealed import MANIFEST_TYPE, Manifest, SealIdentity, associated_data, check_dek, file_key, verify_manifest
 from ..sealed.resume import ResumableSeal, SourceFile
@@ -30,27 +30,42 @@ from .supervisor import Home
 __all__ = ["Reencrypted", "reencrypt", "work_name"]
 
 _BLOCK = 1 << 20
+_LOST = (
+    "The store does not have the ciphertext of this version: if its sealed folder is kept, upload that with 'cloister "
+    "seal'; if it is lost, re-encrypt an older version with --version."
+)
 _REASON = "Replaced by a version under a fresh key."
 
 
 @dataclass(frozen=True)
 class Reencrypted:
-    """The new version, and what was shredded after it. ``resumed``: an earlier attempt was gone on with."""
+    """The new version, and what was shredded after it. ``source``: the version that it was made from; ``resumed``: an
+    earlier attempt was gone on with."""
 
     asset: SealedAsset
+    source: int
     resumed: bool
     shredded: Shredded | None
 
     def document(self) -> dict[str, Any]:
         shredded = None if self.shredded is None else self.shredded.document()
-        return {**self.asset.document(), "resumed": self.resumed, "shredded": shredded}
+        return {**self.asset.document(), "resumed": self.resumed, "shredded": shredded, "source": self.source}
+
+    @property
+    def from_older(self) -> bool:
+        """Whether it was made from another version than the one before it."""
+        return self.source != self.asset.version - 1
 
 
-def reencrypt(home: Home, name: str, *, shred_old: bool = False, progress: Progress = silent) -> Reencrypted:
+def reencrypt(
+    home: Home, name: str, *, version: int | None = None, shred_old: bool = False, progress: Progress = silent
+) -> Reencrypted:
     """A next version of ``name`` with the same files and terms under a fresh key, sealed and stored.
 
-    ``shred_old``: afterwards destroy the keys of all older versions. Contracts that name an older version need a new
-    serial. Raises Denied under a hold, Unavailable (disk, broker, store): the same command goes on then.
+    ``version``: made from this one instead of the newest, for where the newest one's ciphertext is lost. ``shred_old``:
+    afterwards destroy the keys of all older versions. Contracts that name an older version need a new serial. Raises
+    Denied under a hold, Unavailable (disk, broker, store): the same command goes on then. Misuse("reencrypt.other")
+    where an earlier attempt from another version was gone on with first.
     """
     party = Fields({"name": name}, "command").asset("name").partition("/")[0]
     agent = home.agent(party)
@@ -61,11 +76,38 @@ def reencrypt(home: Home, name: str, *, shred_old: bool = False, progress: Progr
     if not resumed:
         with ResumableSeal(work) as seal:
             resumed = _sealed_already(agent, seal, dest) or _seal(
-                agent, home.control(party), seal, dest, name, shred_old, progress
+                agent, home.control(party), seal, dest, _Wish(name, version, shred_old), progress
             )
     asset = upload_again(home, dest, name, progress=progress)
+    source = _source_of(agent, asset)
+    if version not in (None, source):
+        raise Misuse(
+            "reencrypt.other",
+            f"An earlier attempt was gone on with: {name} version {asset.version} is stored, made from version "
+            f"{source}; for one from version {version} give the same command again.",
+        )
     shredded = _shred_older(home, asset, progress) if shred_old else None
-    return Reencrypted(asset, resumed, shredded)
+    return Reencrypted(asset, source, resumed, shredded)
+
+
+def _source_of(agent: OwnerAgent, asset: SealedAsset) -> int:
+    """The broker's word: a folder that an earlier attempt left says nothing of what it was made from."""
+    made = (t["source"] for t in agent.reencryptions()
+            if (t["name"], t["version"], t["state"]) == (asset.name, asset.version, "done"))  # fmt: skip
+    digest = next(made, None)
+    versions = [int(row["version"]) for row in agent.assets() if row["digest"] == digest]
+    if not versions:
+        raise Malformed("broker.answer", "The broker does not know this re-encryption; update the client.")
+    return versions[0]
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What is to be re-encrypted, and what then."""
+
+    name: str
+    version: int | None
+    shred_old: bool
 
 
 def work_name(name: str) -> str:
@@ -100,11 +142,11 @@ def _seal(
     client: ControlClient,
     seal: ResumableSeal,
     dest: Path,
-    name: str,
-    shred_old: bool,
+    wish: _Wish,
     progress: Progress,
 ) -> bool:
-    f = Fields(agent.open_reencryption_secrets(name, shred_old=shred_old), "broker's answer")
+    answer = agent.open_reencryption_secrets(wish.name, version=wish.version, shred_old=wish.shred_old)
+    f = Fields(answer, "broker's answer")
     source = Envelope.from_bytes(f.text("source", limit=1 << 24).encode())
     # The broker is our own, but the store's bytes are checked against this manifest: it is verified like any other.
     keys = [agent.card.keys.signing]
@@ -119,7 +161,7 @@ def _seal(
         asset_class=old.asset_class,
         created=int(time.time()),
         parents=old.parents,
-        previous=source.digest,
+        previous=f.hex("previous", 32),
     )
     reader = _Old(client, source.digest.hex(), old, old_dek, seal.folder)
     total = sum(entry.plaintext_size for entry in old.files)
@@ -172,6 +214,10 @@ class _Old:
                     while len(block) >= _BLOCK:
                         root.add(memoryview(block)[:_BLOCK].tobytes())
                         del block[:_BLOCK]
+        except CloisterError as error:
+            if error.code != "object.unknown":
+                raise
+            raise type(error)(error.code, _LOST) from None
         except OSError:
             raise Unavailable(
                 "storage.full", "The disk can't take a file of the old version; free space, then give the same command "

@@ -26,6 +26,11 @@ from .vault import Vault
 
 __all__ = ["Restored", "restore_root", "split_root"]
 
+_SHARED = (
+    "The file as it was before still opens in this device, so no KEK is destroyed there until 'cloister key sweep', "
+    "given for the one of the two that is in use, closes the other for good."
+)
+
 
 @dataclass(frozen=True)
 class Restored:
@@ -105,6 +110,7 @@ def restore_root(
             if read_file(path) != raw:
                 raise Misuse("vault.stale", "The vault was changed by another process; close it first.")
             replace_file(path, moved.to_bytes(keys))
+        shared = move.shares_device()
     except BaseException:
         # The error that stopped the restoration is the one to tell. Where the file did change, the keys are in use.
         with suppress(CloisterError):
@@ -113,7 +119,8 @@ def restore_root(
         raise
     finally:
         device.close()
-    return _told(document, moved, used_epochs)
+    told = _told(document, moved, used_epochs)
+    return replace(told, notes=(*told.notes, _SHARED)) if shared else told
 
 
 def _join(document: VaultDocument, shares: Sequence[str]) -> bytes:
@@ -173,6 +180,15 @@ class _Move:
             keys=tuple(key for key in self.old.keys if same and self._has_key(key)),
             destroying=self.old.destroying if same else (),
         )
+
+    def shares_device(self) -> bool:
+        """Whether the old root key is in this device, too: the file that was restored opens there as before."""
+        if not isinstance(self.old.unlock, DeviceUnlock):
+            return False
+        try:
+            return self.old.unlock.handle in self.device.list(self.old.vault.hex())
+        except CloisterError:
+            return True  # what can't be looked at is taken to be so
 
     def _has_kek(self, kek: Kek) -> bool:
         try:

@@ -12,15 +12,33 @@ from .entries import DeviceUnlock, PassphraseUnlock
 from .opening import open_passphrase, seal_passphrase, seal_root
 from .vault import OpenVault, Vault
 
-__all__ = ["rekey"]
+__all__ = ["check_credential", "rekey"]
+
+_OLD_COPIES = (
+    "Copies of the vault file that were made before still open with the passphrase or the recovery shares of their "
+    "time, and give all that the file held then."
+)
+_OLD_SHARES = (
+    "Copies of the vault file that were made before still open with the recovery shares of their time, and give all "
+    "secrets that the file held then."
+)
 
 
-def rekey(vault: Vault, credential: bytes) -> None:
+def check_credential(vault: Vault, credential: bytes) -> None:
+    """Raises Denied (``vault.passphrase``) unless it is a file vault's present passphrase. A device has checked its own
+    when the vault was opened."""
+    document = vault._held().document
+    if isinstance(document.unlock, PassphraseUnlock):
+        open_passphrase(document, document.unlock, credential)
+
+
+def rekey(vault: Vault, credential: bytes) -> tuple[str, ...]:
     """Seal everything anew under a new master key, which no copy of the file from before holds: not with its
     passphrase, nor with recovery shares. Shares must be made again (``split_root``).
 
     ``credential``: the present passphrase of a file vault; a device needs none, it is connected. What an old copy
-    holds stays known to whoever opened it: rotate the KEK and replace signing keys and secrets as well.
+    holds stays known to whoever opened it: rotate the KEK and replace signing keys and secrets as well. Returns what is
+    out of reach, in sentences.
 
     Raises Denied (``vault.passphrase``) and what the device raises. The file changes as a whole or not at all.
     """
@@ -29,8 +47,9 @@ def rekey(vault: Vault, credential: bytes) -> None:
         unlock = held.document.unlock
         if isinstance(unlock, PassphraseUnlock):
             _rekey_file(vault, held, fresh, unlock, credential)
-        else:
-            _rekey_device(vault, held, fresh, unlock)
+            return (_OLD_COPIES,)
+        remains = _rekey_device(vault, held, fresh, unlock)
+    return tuple(sentence for sentence in (_OLD_SHARES, remains) if sentence is not None)
 
 
 def _rekey_file(vault: Vault, held: OpenVault, fresh: VaultKeys, unlock: PassphraseUnlock, passphrase: bytes) -> None:
@@ -45,10 +64,10 @@ def _rekey_file(vault: Vault, held: OpenVault, fresh: VaultKeys, unlock: Passphr
     vault._write(edited, fresh, driver)
 
 
-def _rekey_device(vault: Vault, held: OpenVault, fresh: VaultKeys, unlock: DeviceUnlock) -> None:
+def _rekey_device(vault: Vault, held: OpenVault, fresh: VaultKeys, unlock: DeviceUnlock) -> str | None:
     document = held.document
     made: list[bytes] = []
     with vault._unused(made):
         sealed = seal_root(document.vault, document.owner, fresh, held.driver, made)
         edited = replace(document.resealed(held.keys, fresh), unlock=sealed, recovery=None)
-        vault._give_up(edited, unlock.handle, document.vault.hex(), fresh)
+        return vault._give_up(edited, unlock.handle, document.vault.hex(), fresh)

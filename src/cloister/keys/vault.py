@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,6 +150,7 @@ class Vault:
             gone = [kek for kek in document.keks[:-1] if kek.epoch == epoch]
             if not gone:
                 raise Misuse("vault.epoch", "Only an older epoch that the vault holds can be destroyed; rotate first.")
+            self._check_sole(held)
             kept = tuple(kek for kek in document.keks if kek.epoch != epoch)
             return self._give_up(replace(document, keks=kept), gone[0].handle, document.kek_id)
 
@@ -214,8 +215,8 @@ class Vault:
         found = [h for line in (document.kek_id, document.vault.hex()) for h in held.driver.list(line)]
         return tuple(handle for handle in found if handle not in document.handles())
 
-    def sweep_orphans(self, *, known_revision: int) -> tuple[str, ...]:
-        """Destroy the ``orphans``. Returns what is out of reach, one sentence a key.
+    def sweep_orphans(self, *, known_revision: int, among: Collection[bytes] | None = None) -> tuple[str, ...]:
+        """Destroy the ``orphans``, or those ``among`` these. Returns what is out of reach, one sentence a key.
 
         To an **older or a restored copy** of the file, keys in use look like orphans, and nothing in that copy's own
         folder tells. So nothing calls this by itself: whoever does must know that no other copy of the file is in use,
@@ -225,7 +226,8 @@ class Vault:
             document = held.document
             if document.revision < known_revision:
                 raise Untrusted("vault.rollback", "The vault file is an older copy: what it lacks may be in use.")
-            remains = [held.driver.destroy(handle) for handle in self.orphans()]
+            found = [handle for handle in self.orphans() if among is None or handle in among]
+            remains = [held.driver.destroy(handle) for handle in found]
             return tuple(sentence for sentence in remains if sentence is not None)
 
     def finish(self) -> None:
@@ -262,6 +264,18 @@ class Vault:
         if old is not None and not replace:
             raise Misuse("vault.secret_exists", "The vault has a key of that name; replacing it must be asked for.")
         return old
+
+    @staticmethod
+    def _check_sole(held: OpenVault) -> None:
+        """A restored file gets a root key of its own, and the old one stays in the device. So while the device holds
+        two, there may be two files that need the same KEKs; the owner ends that with ``sweep_orphans``."""
+        named = held.document.handles()
+        if any(handle not in named for handle in held.driver.list(held.document.vault.hex())):
+            raise Denied(
+                "vault.copies",
+                "The device holds another root key of this vault, so a copy of its file may be in use and no KEK is "
+                "destroyed; 'cloister key sweep' says that this file is the one in use.",
+            )
 
     @contextmanager
     def _exclusive(self) -> Iterator[OpenVault]:
