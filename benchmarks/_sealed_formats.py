@@ -27,8 +27,8 @@ __all__ = ["Counting", "Random", "Scan", "load_plain", "load_sealed", "peak_rss_
 _COLUMNS = ["label", "amount", "note"]  # of eight
 
 
-def write_table(path: Path, rows: int) -> None:
-    """Eight columns of figures and text, one row group for 100,000 rows, as pyarrow writes it by default."""
+def write_table(path: Path, rows: int, group: int | None = None) -> None:
+    """Eight columns of figures and text, ``group`` rows in a row group; by default as many as pyarrow takes."""
     rng = np.random.default_rng(1)
     words = np.array(["refund", "card", "transfer", "balance", "limit", "top-up", "cash", "exchange", "fee", "pin"])
     table = {
@@ -38,7 +38,7 @@ def write_table(path: Path, rows: int) -> None:
         **{f"other{i}": rng.normal(0, 1, rows) for i in range(4)},
         "text": [" ".join(row) for row in words[rng.integers(0, 10, (rows, 12))]],
     }
-    pq.write_table(pa.table(table), path, row_group_size=100_000)
+    pq.write_table(pa.table(table), path, row_group_size=group)
 
 
 class Scan:

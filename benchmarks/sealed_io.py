@@ -17,7 +17,8 @@ What the keys mean (``_2t``: two threads on both sides, else one; each ratio is 
 - ``random_read_ratio``: time of 1 MiB reads at random positions over ``pread`` of a plain file, own folder. Each
   touches two segments, which two threads decrypt; ``_1t``: one thread. ``_untrusted``: with the private copy.
   ``random_read_4k_ratio``: 4 KiB, which costs a whole segment.
-- ``parquet_overhead``: time of a column scan through the file system (untrusted folder) over the plain file;
+- ``parquet_overhead``: time of a column scan through the file system (untrusted folder) over the plain file, with row
+  groups as large as pyarrow makes them; ``_small_groups``: of 100,000 rows, where segments are shared by more columns.
   ``parquet_blocks_share``: the part of the file's blocks that was read, ``parquet_asked_share``: that was asked for.
 - ``model_load_overhead``: time to load a safetensors model (untrusted folder, with the search for NaN) over plain
   safetensors with each tensor copied.
@@ -150,14 +151,15 @@ def _seal(folder: Path, source: io.BytesIO) -> None:
 
 
 def tables(bench: Bench, folder: Path, rows: int) -> None:
-    plain = folder / "plain.parquet"
-    write_table(plain, rows)
-    made = Object.seal(folder / "table", [("plain.parquet", plain)])
-    with made.open(own=False, threads=2) as sealed:
-        scan = Scan(plain, sealed)
-        if not scan.sealed().equals(scan.plain()):
-            raise RuntimeError("the sealed table is another one")
-        bench.overhead("parquet_overhead", scan.sealed, scan.plain)
+    for mark, group in (("_small_groups", 100_000), ("", None)):
+        plain = folder / f"plain{mark}.parquet"
+        write_table(plain, rows, group)
+        made = Object.seal(folder / f"table{mark}", [("plain.parquet", plain)])
+        with made.open(own=False, threads=2) as sealed:
+            scan = Scan(plain, sealed)
+            if not scan.sealed().equals(scan.plain()):
+                raise RuntimeError("the sealed table is another one")
+            bench.overhead(f"parquet_overhead{mark}", scan.sealed, scan.plain)
     counting = Counting(made.folder)
     with made.open_source(counting) as sealed:
         scan = Scan(plain, sealed)

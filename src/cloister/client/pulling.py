@@ -10,14 +10,13 @@ from typing import Any
 
 from ..crypto import Envelope, parse_json
 from ..errors import Denied, Malformed, Misuse, Unavailable, Untrusted
-from ..sealed import SealedObject, open_sealed
+from ..sealed import OwnFolder, SealedObject, open_sealed
 from .progress import Progress, Step, silent
 from .supervisor import Home
 from .verify import RELEASE_FILE, Verified, verify_bundle, verify_release
 
 __all__ = ["Pulled", "pull"]
 
-_CHUNK = 4 << 20
 _RECORD = 16 << 20
 _EVALUATION = "evaluation.json"
 
@@ -54,7 +53,9 @@ def pull(home: Home, output: str, to: Path, party: str, *, progress: Progress = 
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as scratch:
         ciphertext, draft = Path(scratch, "sealed"), Path(scratch, "plain")
         client.download(manifest.digest.hex(), ciphertext, progress=progress)
-        with open_sealed(ciphertext, dek=dek, expected_digest=manifest.digest, signer_keys=[run.signing]) as sealed:
+        # Whoever could change the ciphertext in this scratch folder could change the plaintext beside it as well.
+        own = OwnFolder(ciphertext)
+        with open_sealed(own, dek=dek, expected_digest=manifest.digest, signer_keys=[run.signing]) as sealed:
             files = _decrypt(sealed, draft, progress)
             sealed.check_roots()
             sealed.require_complete()
@@ -112,9 +113,9 @@ def _decrypt(sealed: SealedObject, folder: Path, progress: Progress) -> tuple[st
             place = folder / path
             place.parent.mkdir(parents=True, exist_ok=True)
             with sealed.open(path) as source, place.open("xb") as target:
-                while chunk := source.read(_CHUNK):
-                    target.write(chunk)
-                    done += len(chunk)
+                for piece in source.segments():
+                    target.write(piece)
+                    done += len(piece)
                     progress(Step("decrypt", done, total, "bytes"))
     except OSError:
         raise Unavailable("pull.disk", "The disk can't take the output; free space on it, then pull again.") from None
