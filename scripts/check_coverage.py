@@ -5,6 +5,9 @@ package before pytest's own summary and makes the run fail below the floor. As a
 earlier run: ``python scripts/check_coverage.py build/coverage.json``.
 
 Together, and not each by itself: a package of forty lines would swing by whole percents at one line.
+
+Before that, the plugin removes what can't be read: tests kill processes, and let them run out of space, while they save
+what they measured. Coverage would stop at such a file, or warn of it. What the others measured counts.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from coverage.data import CoverageData, combinable_files
 
 FLOOR = 90.0
 GUARDED = ("crypto", "sealed", "keys", "contracts", "audit", "attestation", "broker")
 REPORT = Path("build/coverage.json")
+DATA = Path("build/coverage.data")  # as in pyproject.toml; each process adds a suffix of its own
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,33 @@ def text(table: list[Row]) -> list[str]:
     return [*out, f"  the packages with * together: {total.percent:.1f} %; the floor of {FLOOR:.0f} % {verdict}"]
 
 
+def remove_torn(data: Path) -> list[str]:
+    """Delete the processes' files that can't be combined; their names. Each is tried alone, with what combines them."""
+    torn = []
+    for path in combinable_files(str(data)):
+        try:
+            one, into = CoverageData(path, read_only=True), CoverageData(no_disk=True)
+            one.read()
+            into.update(one)
+            one.close()
+        except Exception:  # noqa: BLE001  half a file fails in whatever way
+            Path(path).unlink(missing_ok=True)
+            torn.append(Path(path).name)
+    return torn
+
+
 class Gate:
     """What pytest calls. The report is written before the session ends, so it can still change the exit status."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        """As the innermost one: after the last test, and before pytest-cov combines."""
+        result = yield
+        remove_torn(DATA)
+        return result
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not REPORT.exists():

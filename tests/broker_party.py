@@ -75,7 +75,7 @@ class Party:
     home: Path
     clock: FakeClock
     judges: Mapping[str, Verifier]
-    limits: Limits = field(default_factory=lambda: Limits(heads_interval=3600.0, peer_seconds=2.0))
+    limits: Limits = field(default_factory=lambda: Limits(heads_interval=3600.0, peer_seconds=30.0))
     broker: Broker = field(init=False)
 
     def __post_init__(self) -> None:

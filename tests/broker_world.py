@@ -182,6 +182,12 @@ class World:
     def workload(self, **changes: Any) -> Workload:
         return Workload(self, **changes)
 
+    def strict_workload(self, serial: int) -> Workload:
+        """Under a contract that asks for evidence of level tpm."""
+        platform = {**self.contract_fields()["platform"], "assurance": "tpm", "witness_quorum": 1}
+        contract = self.sign(self.contract_fields(serial=serial, platform=platform))
+        return self.workload(contract=contract, job=self.make_job(contract))
+
 
 HPKE = HpkePrivateKey.generate()  # making one is slow, and tests that need another make it
 
@@ -337,11 +343,11 @@ def serving(party: Party) -> Iterator[RunningBroker]:
     thread = threading.Thread(target=running.run, args=(ready.set,))
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(120)
         yield running
     finally:
         running.stop()
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
 
 

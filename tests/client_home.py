@@ -111,7 +111,7 @@ class LocalHome:
         }
 
     def _settings(self, name: str) -> Settings:
-        return Settings(self.folder / "parties" / name, limits=Limits(heads_interval=3600.0, peer_seconds=2.0))
+        return Settings(self.folder / "parties" / name, limits=Limits(heads_interval=3600.0, peer_seconds=30.0))
 
     def _start(self, name: str, part_of: str | None, passphrase: str, create: bool) -> int:
         if create and name in self._known:
@@ -123,7 +123,7 @@ class LocalHome:
         ready = threading.Event()
         thread = threading.Thread(target=running.run, args=(ready.set,))
         thread.start()
-        assert ready.wait(30)
+        assert ready.wait(120)
         self._brokers[name] = (running, thread)
         self._known.add(name)
         return running.port
@@ -132,7 +132,7 @@ class LocalHome:
         """Stop a party's broker, as after a restart of the machine."""
         running, thread = self._brokers.pop(name)
         running.stop()
-        thread.join(30)
+        thread.join(120)
         self.home.close()
         self.home = Home(self.folder)
 

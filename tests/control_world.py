@@ -32,6 +32,7 @@ from cloister.control.api import make_app
 from cloister.control.api.changes import Changes
 from cloister.crypto import Envelope, HpkePrivateKey, SigningKey, canonical_json, sha256
 from cloister.sealed import Sealed, SealIdentity, seal_object
+from tests.patience import until
 
 CANARY = "canary-7f3a-plaintext"
 RECIPE = """
@@ -86,15 +87,12 @@ class World:
         self.changes = Changes()
         config = uvicorn.Config(
             make_app(self.plane, changes=self.changes, log=self.log), log_config=None, access_log=False, port=0,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=2, timeout_keep_alive=60,  # longer than clients keep a connection for
         )  # fmt: skip
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
-        deadline = time.monotonic() + 20
-        while not self.server.started:
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
+        until("the server", lambda: self.server.started)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.hospital, self.lab, self.bank = (Party(n) for n in ("hospital", "lab", "bank"))
@@ -113,7 +111,7 @@ class World:
         for client in self._clients:
             client.close()
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
         self.plane.close()
 
     # --- documents -------------------------------------------------------------------------------------------------

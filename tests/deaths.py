@@ -27,7 +27,7 @@ from typing import Any
 __all__ = ["Death", "Nursery", "Say", "fast_place", "nursery_of", "random_death", "set_scene"]
 
 Say = Callable[..., None]
-_LONGEST = 120.0  # seconds of one life; who lives longer hangs
+_LONGEST = 240.0  # seconds of one life; who lives longer hangs
 _STEPS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 

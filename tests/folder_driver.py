@@ -142,3 +142,11 @@ class Device:
     def plug_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in ("opening", "recovery"):
             monkeypatch.setattr(f"cloister.keys.{module}.open_driver", self.open)
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Plugged in for one test. A module takes it with ``from tests.folder_driver import device as device``."""
+    made = Device(tmp_path / "device")
+    made.plug_in(monkeypatch)
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cloister.sealed.stores import FsspecStore, Patience, S3Credentials, open_store
+from tests.patience import until
 
 ACCESS, SECRET = "test-access", "test-secret-key"
 BUCKET = "sealed"
@@ -30,9 +32,13 @@ def _rclone() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One for a server that can't choose by itself. Below those that the kernel gives to clients (on Linux from 32768),
+    so that none of them has it by the time the server binds it, or binds it again after it was killed."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 @dataclass
@@ -64,14 +70,13 @@ class S3Server:
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         log.close()
-        deadline = time.monotonic() + 20
-        while True:
-            assert self.process.poll() is None, (self.root.parent / "rclone.log").read_text()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert time.monotonic() < deadline, "rclone did not start"
-            time.sleep(0.02)
+        until("rclone", self._listens)
+
+    def _listens(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.root.parent / "rclone.log").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self) -> None:
         assert self.process is not None
@@ -82,7 +87,7 @@ class S3Server:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(10)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.kill()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloister.crypto import Argon2Params, Envelope, SigningKey
 from cloister.sealed import Sealed, SealedObject, SealIdentity, open_sealed, seal_object
+from cloister.sealed.folder import FolderSource, MemberFile
 
 OWNER_KEY = SigningKey(b"owner's signing seed, 32 bytes..")
 OTHER_KEY = SigningKey(b"somebody else's seed, 32 bytes..")
@@ -82,6 +83,25 @@ def make(
         terms=terms if terms is not None else {"sensitivity": "phi", "columns": ["text", "label"]},
     )
     return Made(folder, sealed, dek, contents)
+
+
+class CountingSource(FolderSource):
+    """Remembers which blocks of ciphertext were fetched, of all its files together."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.blocks: set[int] = set()
+
+    def open(self, name: str, size: int) -> MemberFile:
+        file = super().open(name, size)
+        read_at = file.read_at
+
+        def counted(offset: int, buffer: memoryview) -> int:
+            self.blocks.add(offset // MIB)
+            return read_at(offset, buffer)
+
+        file.read_at = counted  # type: ignore[method-assign]
+        return file
 
 
 def opened(source: Any, made: Made, **changes: Any) -> SealedObject:

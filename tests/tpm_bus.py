@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["TpmBus"]
@@ -41,7 +42,8 @@ class TpmBus:
             threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
 
     def _pass_on(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tpm:
+        # Either side may hang up in the middle.
+        with suppress(OSError), client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tpm:
             tpm.connect(self._real)
             while command := _message(client):
                 tpm.sendall(command)

@@ -28,7 +28,7 @@ class Strangers:
         self._port, self._stack = port, stack
 
     def plain(self, source: str = "127.0.0.1") -> socket.socket:
-        sock = socket.create_connection(("127.0.0.1", self._port), timeout=20, source_address=(source, 0))
+        sock = socket.create_connection(("127.0.0.1", self._port), timeout=60, source_address=(source, 0))
         return self._stack.enter_context(sock)
 
     def tls(self, source: str = "127.0.0.1") -> ssl.SSLSocket:
@@ -42,7 +42,9 @@ class Strangers:
 
 @contextmanager
 def door(world: World, **limits: Any) -> Iterator[Strangers]:
-    world.hospital.limits = replace(world.hospital.limits, **limits)
+    # What a test doesn't wait for must not come about on a busy machine, either.
+    patient = {"first_seconds": 300.0, "body_seconds": 300.0, "idle_seconds": 300.0}
+    world.hospital.limits = replace(world.hospital.limits, **{**patient, **limits})
     world.hospital.restart()
     with serving(world.hospital) as running, ExitStack() as stack, nothing_granted(world.hospital):
         yield Strangers(running.port, stack)
@@ -121,7 +123,8 @@ def test_all_are_at_work_and_one_more_comes(world: World) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"G", REQUEST[:-2]])
 def test_a_first_request_that_never_ends(world: World, said: bytes) -> None:
-    with door(world, first_seconds=0.3) as strangers:
+    # On a busy machine already the handshake takes longer than it may: then that is how it ends.
+    with door(world, first_seconds=0.3) as strangers, suppress(OSError):
         sock = strangers.tls()
         sock.sendall(said)
         assert ended(sock)
@@ -147,7 +150,7 @@ def test_a_second_request_that_never_ends(world: World) -> None:
 
 
 def test_two_requests_on_one_connection(world: World) -> None:
-    with door(world, first_seconds=5.0) as strangers:
+    with door(world) as strangers:
         sock = strangers.tls()
         for _ in range(2):
             sock.sendall(REQUEST)

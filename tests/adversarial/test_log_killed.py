@@ -50,7 +50,7 @@ def kill_once(folder: Path, delay: float) -> list[tuple[int, bytes]]:
         assert writer.stdout is not None
         assert writer.stderr is not None
         os.set_blocking(writer.stdout.fileno(), False)
-        heard, deadline = b"", time.monotonic() + 60
+        heard, deadline = b"", time.monotonic() + 240
         killing: float | None = None
         while killing is None or time.monotonic() < killing:
             heard += writer.stdout.read() or b""

@@ -150,19 +150,15 @@ def test_a_run_is_resumed_that_never_began(world: World) -> None:
 
 def test_a_contract_above_level_none_while_nobody_confirmed_our_state(world: World) -> None:
     """Also a contract that everybody signed: without a witness at start, an older copy could be serving it."""
-    platform = {**world.contract_fields()["platform"], "assurance": "tpm", "witness_quorum": 1}
-    contract = world.sign(world.contract_fields(serial=2, platform=platform))
-    workload = world.workload(contract=contract, job=world.make_job(contract))
+    workload = world.strict_workload(2)
     with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
         workload.attested(world.hospital)
     assert refused.value.code == "witness.absent"
 
 
 def test_evidence_below_the_level_of_the_contract(world: World) -> None:
-    platform = {**world.contract_fields()["platform"], "assurance": "tpm", "witness_quorum": 1}
-    contract = world.sign(world.contract_fields(serial=2, platform=platform))
+    workload = world.strict_workload(2)
     world.hospital.broker.core.knowledge.witnessed = True
-    workload = world.workload(contract=contract, job=world.make_job(contract))
     with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
         workload.attested(world.hospital)
     assert refused.value.code == "appraisal.level"

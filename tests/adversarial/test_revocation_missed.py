@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cloister.crypto import SigningKey
 from cloister.errors import Denied
 from tests.adversarial.test_rollback_broker import copy_home, put_back
 from tests.broker_world import Party, World, introduce, nothing_granted, serving
+from tests.patience import until
 
 pytest_plugins = ["tests.broker_fixtures"]
 
@@ -64,10 +64,7 @@ def test_the_background_tells_what_was_missed(world: World) -> None:
     revoke(world, world.hospital)
     with serving(world.hospital), serving(world.lab) as lab:
         introduce(world.hospital, world.lab, lab)
-        for _ in range(500):
-            if told(world.hospital):
-                break
-            time.sleep(0.02)
+        until("the lab to be told", lambda: told(world.hospital))
         assert revoked_at(world, world.lab) == "hospital"
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 import cloister
 from cloister.node import Limits
+from tests.patience import until
 from tests.sandbox_kit import RUN_AS, Box, box
 
 _FORK_BOMB = """
@@ -75,13 +75,6 @@ def _alive(pids: list[int]) -> list[int]:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 found.append(pid)
     return found
-
-
-def _wait_for(condition: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "this did not happen in time"
-        time.sleep(0.02)
 
 
 def test_fork_bomb_is_bounded(inside: Box) -> None:
@@ -147,7 +140,7 @@ print("end")
 
 def test_kill_leaves_no_process_behind(inside: Box) -> None:
     with inside.start(_STUBBORN) as sandbox:
-        _wait_for(lambda: len(list(inside.out.iterdir())) == 4)
+        until("all four", lambda: len(list(inside.out.iterdir())) == 4)
         members = _members(sandbox.pid)
         assert len(members) == 5  # the first process of the namespace and four that ignore what can be ignored
         assert sandbox.kill() == 128 + signal.SIGKILL
@@ -157,9 +150,20 @@ def test_kill_leaves_no_process_behind(inside: Box) -> None:
 
 
 def test_program_that_ends_takes_its_children_along(inside: Box) -> None:
-    with inside.start("if os.fork() == 0:\n    write('/out/child')\n    import signal\n    signal.pause()") as sandbox:
+    code = """
+import signal, time
+if os.fork() == 0:
+    write("/out/child")
+    signal.pause()
+while not os.path.exists("/out/go"):
+    time.sleep(0.01)
+"""
+    with inside.start(code) as sandbox:
+        until("the child", (inside.out / "child").exists)
         members = _members(sandbox.pid)
-        assert sandbox.wait(30) == 0
+        assert len(members) == 3  # the first process of the namespace, the program and its child
+        (inside.out / "go").touch()
+        assert sandbox.wait(60) == 0
     assert _alive(members) == []
 
 
@@ -209,13 +213,13 @@ def test_sandbox_outlives_the_thread_but_not_the_agent(inside: Box) -> None:
         try:
             assert agent.stdout is not None
             pid = int(agent.stdout.readline().split()[0])
-            _wait_for((inside.out / "started").exists)
+            until("the program", (inside.out / "started").exists)
             members = _members(pid)
             assert len(members) >= 2
         finally:
             agent.kill()
     # bwrap dies with the agent, and the kernel ends the rest: a moment later nothing is left.
-    _wait_for(lambda: _alive(members) == [])
+    until("their end", lambda: _alive(members) == [])
 
 
 @pytest.mark.skipif(

@@ -21,6 +21,7 @@ from cloister.sealed import check_ciphertext, read_envelope
 from cloister.sealed.stores import FsspecStore, LocalStore, S3Credentials, Store, open_store
 from cloister.sealed.stores import s3 as s3_module
 from tests.deaths import Death, Nursery, Say, fast_place, nursery_of, random_death
+from tests.patience import until
 from tests.s3_server import BUCKET, HASTY, S3Server, s3_server
 from tests.sealing import MIB, OWNER_KEY, Made, make, opened
 
@@ -180,6 +181,18 @@ def some_objects(folder: Path) -> Objects:
     return prepare(folder / "made", [[0, 20 * MIB], [0, 20 * MIB], [1000, 2 * MIB], [1000, 2 * MIB], [1]])
 
 
+def at_rest(store: FsspecStore) -> None:
+    """The server may still be at what a client asked for before it died: until what lies there holds still."""
+    seen: list[object] = []
+
+    def still() -> bool:
+        time.sleep(0.3)
+        seen.append(sorted((folder, name, repr(found)) for folder, name, found in store._bucket.everything()))
+        return len(seen) > 1 and seen[-1] == seen[-2]
+
+    until("the server to rest", still)
+
+
 def check_bucket(ledger: Ledger, server: S3Server, store: FsspecStore, folder: Path, *, sweep: bool) -> None:
     def look(digest: bytes, made: Made) -> None:
         place = folder / "back"
@@ -206,6 +219,7 @@ def kill_clients(nursery: Nursery, server: S3Server, folder: Path, kills: int) -
         for number in range(kills):
             death = Death(lines=chance.randrange(1, 8), seconds=chance.uniform(0, 0.15))
             ledger.hear(nursery.life("s3_for_ever", folder, number, death))
+            at_rest(store)
             check_bucket(ledger, server, store, folder, sweep=number % 5 == 4)
     return ledger
 

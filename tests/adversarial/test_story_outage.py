@@ -43,7 +43,7 @@ def _memory(story: Story, party: str) -> dict[str, Any]:
 
 
 def test_silence_ends_a_run_within_its_lease_and_nothing_is_lost(story: Story) -> None:
-    agreement = story.agree()
+    agreement = story.agree(lease_seconds=15)
     run = story.long_run(agreement, checkpoint_steps=20)
     until("a checkpoint", lambda: run.recorded("lab"))
     with frozen(broker_pid(story, "lab")):

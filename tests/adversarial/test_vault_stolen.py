@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,9 @@ import pytest
 from cloister.errors import Denied
 from cloister.keys import DriverConfig, create_vault, open_vault
 from cloister.node.swtpm import SoftwareTpm
-from tests.softhsm import MODULE, SoftHsm
-
-CREDENTIAL = b"user-pin-59312"
-
-
-@pytest.fixture(params=["aes-kwp", "ecdh", "tpm"])
-def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DriverConfig]:
-    if request.param == "tpm":
-        with SoftwareTpm(tmp_path / "state") as running:
-            yield DriverConfig("tpm", {"tcti": running.tcti})
-        return
-    with SoftHsm(tmp_path / "softhsm") as softhsm:
-        softhsm.create("owner", CREDENTIAL)
-        yield DriverConfig("pkcs11", {"module": MODULE, "token": "owner", "mechanism": request.param})
+from tests.devices import CREDENTIAL
+from tests.devices import config as config
+from tests.softhsm import SoftHsm
 
 
 def test_a_copied_file_without_its_device_opens_nothing(config: DriverConfig, tmp_path: Path) -> None:

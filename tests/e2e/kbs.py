@@ -25,8 +25,8 @@ class Kbs:
 
     def __init__(self, home: Home, party: str) -> None:
         agent = home.agent(party)
-        sock = socket.create_connection(("127.0.0.1", home.parties()[party]["port"]), timeout=20)
-        self._http = http.client.HTTPConnection("broker", timeout=20)
+        sock = socket.create_connection(("127.0.0.1", home.parties()[party]["port"]), timeout=60)
+        self._http = http.client.HTTPConnection("broker", timeout=60)
         self._http.sock = connect_pinned(sock, agent.card.keys.tls_pin)
         self.cookie: str | None = None
 

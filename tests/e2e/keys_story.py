@@ -58,7 +58,7 @@ class TcpTpm:
         command += ["--flags", "not-need-init,startup-clear"]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={"PATH": os.defpath})
         try:
-            until("swtpm", lambda: _listens(self._port + 1), 20)  # the other port serves a single client at a time
+            until("swtpm", lambda: _listens(self._port + 1))  # the other port serves a single client at a time
         except BaseException:
             self.close()
             raise
@@ -78,7 +78,7 @@ class TcpTpm:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 def _port_pair() -> int:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -29,25 +29,14 @@ from cloister.demo.data import generate, write_csv
 from cloister.errors import CloisterError
 from cloister.keys import open_vault
 from tests.e2e.kbs import Kbs
+from tests.patience import PATIENCE, until
 from tests.tiny_models import tiny_bert
 
 __all__ = ["DATA", "LEASE", "MODEL", "OUTPUT", "Run", "Story", "obstacle", "refused", "story", "until"]
 
-T = TypeVar("T")
 DATA, MODEL, OUTPUT = "hospital/dialogues", "lab/tiny", "hospital/adapter"
-LEASE = 10  # seconds
+LEASE = 30  # seconds: a busy machine may be late with a renewal
 ROWS = 200
-PATIENCE = 120.0  # seconds; a bound on hanging, never a measure of speed
-
-
-def until(what: str, probe: Callable[[], T | None], seconds: float = PATIENCE) -> T:
-    """What ``probe`` gives as soon as it gives something true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := probe():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 def refused(attempt: Callable[[], object]) -> tuple[str, str]:

@@ -31,7 +31,7 @@ def _recorded(run: Run, count: int) -> int:
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(story: Story) -> None:
-    run = story.submit(story.agree(), epochs=10, checkpoint_steps=_EVERY)
+    run = story.submit(story.agree(), epochs=20, checkpoint_steps=_EVERY)
     step = _recorded(run, 2)
     _kill_workload(story)
     assert run.ended() == ("succeeded", None)
@@ -54,9 +54,9 @@ def test_a_run_that_is_killed_goes_on_where_it_was(story: Story) -> None:
 def test_a_run_that_is_killed_between_two_permits_does_not_release_twice(story: Story) -> None:
     """One owner has let the output out, the other not yet. A second instance would make another output for one run of
     the budget, so it gets nothing; the first one's output stays closed."""
-    agreement = story.agree(lease_seconds=20)
-    run = story.submit(agreement, epochs=1)
-    run.wait_for("evaluate")
+    agreement = story.agree(lease_seconds=60)
+    run = story.submit(agreement, epochs=10)
+    run.wait_for("train")
     with frozen(broker_pid(story, "lab")):
         until("an output", (run.folder / "out" / "output").exists)
         until("one permit", lambda: [e for e in story.log("hospital", "permit.issued") if e["job"] == run.digest])

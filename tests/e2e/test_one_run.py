@@ -14,7 +14,7 @@ from cloister.client import Pulled, operations
 from cloister.contracts import permit_envelope
 from cloister.crypto import Envelope, parse_json
 from cloister.errors import Denied, Untrusted
-from tests.e2e.operator import workload_pid
+from tests.e2e.operator import frozen, workload_pid
 from tests.e2e.search import places, search
 from tests.e2e.story import DATA, OUTPUT, Run, Story, until
 from tests.e2e.story import story as story
@@ -26,12 +26,14 @@ _WITHOUT_CLOISTER = "import sys; sys.modules['cloister'] = None; exec(sys.stdin.
 @pytest.fixture(scope="module")
 def finished(story: Story) -> Run:
     """A run of some length that ended well, with a search while it trained."""
-    agreement = story.agree()
+    agreement = story.agree(lease_seconds=120)
     run = story.submit(agreement, epochs=60, checkpoint_steps=30)
     until("a checkpoint", run.checkpoints)
-    assert workload_pid(story) is not None
-    assert search(story) == []
-    assert any("/out/checkpoints/" in place for place, _ in places(story))
+    pid = workload_pid(story)
+    assert pid is not None
+    with frozen(pid):  # a search takes seconds: what is looked at must not be over before
+        assert search(story) == []
+        assert any("/out/checkpoints/" in place for place, _ in places(story))
     assert run.ended() == ("succeeded", None)
     return run
 

@@ -47,7 +47,7 @@ def started(
     finally:
         if said["ready"]:
             process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
         process.stdin.close()
         process.stdout.close()
 

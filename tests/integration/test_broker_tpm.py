@@ -55,10 +55,8 @@ def test_a_quote_for_another_challenge(world: World, attested: Workload) -> None
 
 
 def test_a_contract_that_asks_for_more_than_a_software_tpm(world: World, attested: Workload) -> None:
-    platform = {**world.contract_fields()["platform"], "assurance": "tpm", "witness_quorum": 1}
-    contract = world.sign(world.contract_fields(serial=3, platform=platform))
+    workload = world.strict_workload(3)
     world.hospital.broker.core.knowledge.witnessed = True
-    workload = world.workload(contract=contract, job=world.make_job(contract))
     with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
         workload.attested(world.hospital)
     assert refused.value.code == "appraisal.level"

@@ -92,12 +92,12 @@ def test_a_long_poll_wakes_when_something_happens(world: World) -> None:
     time.sleep(0.2)
     assert not answers, "nothing is queued, so the claim waits"
     hospital.submit(job)
-    thread.join(15)
+    thread.join(120)
     assert answers[0]["job"] == job.to_bytes().decode()
     follower = threading.Thread(target=lambda: answers.append(hospital.events(job.digest.hex(), 0)))
     follower.start()
     world.node_post(f"/v1/node/jobs/{job.digest.hex()}/events", {"events": [{"kind": "state", "code": "x"}]})
-    follower.join(15)
+    follower.join(120)
     assert answers[1]["events"][0]["event"]["code"] == "x"
 
 
@@ -318,12 +318,12 @@ def test_a_second_release_of_a_run_is_refused(world: World) -> None:
 
 
 def test_only_what_still_holds_is_handed_to_the_node(world: World) -> None:
-    contract = world.agreed(expires=int(time.time()) + 2)
+    contract = world.agreed(expires=int(time.time()) + 600)
     job = world.job(contract)
     hospital = world.client(world.hospital)
     hospital.submit(job)
-    world.plane._clock = lambda: time.time() + 30
-    world.hospital.now = int(time.time()) + 30
+    world.plane._clock = lambda: time.time() + 700
+    world.hospital.now = int(time.time()) + 700
     assert world.plane.runs.claim(now=world.plane.now()) is None
     assert hospital.job(job.digest.hex())["error"]["code"] == "contract.expired"
 

@@ -15,6 +15,8 @@ import httpx
 
 from cloister.client import ControlClient
 from tests.control_world import NodeParty
+from tests.patience import until
+from tests.s3_server import Proxy
 
 
 def start(home: Path, *more: str, key: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
@@ -25,7 +27,7 @@ def start(home: Path, *more: str, key: str) -> tuple[subprocess.Popen[str], dict
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     return errors
 
 
@@ -37,13 +39,18 @@ def test_it_says_when_it_is_ready_and_ends_on_sigterm(tmp_path: Path) -> None:
         assert ready["url"] == f"http://127.0.0.1:{ready['port']}"
         assert httpx.get(ready["url"] + "/v1/info").json()["id"] == ready["id"]
         answers: list[Any] = []
-        client = ControlClient(ready["url"], node)
+        proxy = Proxy(ready["port"])
+        client = ControlClient(proxy.endpoint, node)
         waiting = threading.Thread(target=lambda: answers.append(client._post("/v1/node/claim", {})))
         waiting.start()
-        waiting.join(1.0)
+        until("the request", lambda: any(line.startswith("POST") for line in proxy.gets))
+        waiting.join(0.5)
+        for _ in range(3):  # the server does one thing after the other: by now, what came before is under way
+            httpx.get(ready["url"] + "/v1/info")
         process.send_signal(signal.SIGTERM)
-        waiting.join(15)
+        waiting.join(120)
         client.close()
+        proxy.close()
         assert answers == [{}], "a long poll is answered, not cut"
     finally:
         process.terminate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,11 @@ import pytest
 from cloister.crypto import sha256, verify_ed25519
 from cloister.errors import Denied
 from cloister.keys import DriverConfig, WrappedKey, create_vault, open_driver, open_vault, provision_party
-from cloister.node.swtpm import SoftwareTpm
-from tests.softhsm import MODULE, SoftHsm
+from tests.devices import CREDENTIAL
+from tests.devices import config as config
 from tests.vault_conformance import DEK
 
-CREDENTIAL = b"user-pin-59312"
 MANIFEST = sha256(b"manifest")
-
-
-@pytest.fixture(params=["aes-kwp", "ecdh", "tpm"])
-def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DriverConfig]:
-    if request.param == "tpm":
-        with SoftwareTpm(tmp_path / "state") as running:
-            yield DriverConfig("tpm", {"tcti": running.tcti})
-        return
-    with SoftHsm(tmp_path / "softhsm") as softhsm:
-        softhsm.create("owner", CREDENTIAL)
-        yield DriverConfig("pkcs11", {"module": MODULE, "token": "owner", "mechanism": request.param})
 
 
 def test_the_life_of_a_vault(config: DriverConfig, tmp_path: Path) -> None:

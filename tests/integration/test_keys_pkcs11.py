@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from cloister.keys.drivers import DriverConfig, open_driver, pkcs11_errors, pkcs
 from cloister.keys.drivers import pkcs11 as pkcs11_driver
 from cloister.keys.drivers.pkcs11 import Pkcs11Driver
 from cloister.keys.ports import SigningDriver
+from tests.patience import until
 from tests.softhsm import MODULE, SoftHsm
 from tests.vault_conformance import CONTEXT, DEK, KekDriverConformance, MakeDriver, SigningDriverConformance, refused
 
@@ -378,25 +378,29 @@ def test_a_session_lost_in_mid_job(driver: Pkcs11Driver, line: str, lose: Callab
 
 def test_a_session_lost_while_threads_work(driver: Pkcs11Driver, line: str) -> None:
     handle = driver.create(line, 1)
-    done = threading.Event()
+    done, turns = threading.Event(), [0] * 4
 
-    def work(number: int) -> int:
-        turns = 0
+    def work(number: int) -> None:
         while not done.is_set():
             dek = secrets.token_bytes(32)
             assert driver.unwrap(handle, driver.wrap(handle, dek, b"%d" % number), b"%d" % number) == dek
-            turns += 1
-        return turns
+            turns[number] += 1
 
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(work, number) for number in range(4)]
-        for _ in range(10):
-            # In turn with the calls, as the module was told that one thread at a time calls it.
-            with driver._open()._module.lock:
-                lose_sessions()
-            time.sleep(0.01)
-        done.set()
-        assert all(future.result() > 0 for future in running)
+        try:
+            for _ in range(10):
+                # In turn with the calls, as the module was told that one thread at a time calls it.
+                with driver._open()._module.lock:
+                    lose_sessions()
+                before = sum(turns)
+                until("more calls", lambda before=before: sum(turns) > before or any(r.done() for r in running))
+            until("a call of each", lambda: all(turns) or any(r.done() for r in running))
+        finally:
+            done.set()
+        for future in running:
+            future.result()
+    assert all(turns)
 
 
 def test_a_token_that_is_removed_and_comes_back(softhsm: SoftHsm, line: str) -> None:

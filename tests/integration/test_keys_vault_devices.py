@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,20 @@ from cloister.broker.startup import create_home
 from cloister.crypto import verify_ed25519
 from cloister.errors import Denied
 from cloister.keys import DriverConfig, create_vault, open_vault, provision_party, restore_root, split_root
-from cloister.node.swtpm import SoftwareTpm
+from tests.devices import CREDENTIAL
+from tests.devices import config as config
 from tests.sealing import CHEAP
-from tests.softhsm import MODULE, SoftHsm
 
-CREDENTIAL = b"user-pin-20771"
 DEK = bytes(range(32))
 DIGEST = b"manifest digest of 32 bytes....."
 NOW = 1_750_000_000
 
 
-@pytest.fixture(params=["aes-kwp", "ecdh", "tpm"])
-def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DriverConfig]:
-    if request.param == "tpm":
-        with SoftwareTpm(tmp_path / "swtpm") as tpm:
-            yield DriverConfig("tpm", {"tcti": tpm.tcti, "pcrs": "0,7"})
-    else:
-        with SoftHsm(tmp_path / "softhsm") as softhsm:
-            softhsm.create("owner", CREDENTIAL)
-            yield DriverConfig("pkcs11", {"module": MODULE, "token": "owner", "mechanism": request.param})
+@pytest.fixture
+def driver(config: DriverConfig) -> DriverConfig:
+    """A TPM's key bound to the boot, too."""
+    more = {"pcrs": "0,7"} if config.name == "tpm" else {}
+    return DriverConfig(config.name, {**config.options, **more})
 
 
 def test_the_life_of_a_vault(tmp_path: Path, driver: DriverConfig) -> None:

@@ -130,7 +130,7 @@ class GcpDouble:
 
     def _stop(self) -> None:
         self.server.stopping.set()
-        self._grpc.stop(0).wait(5)
+        self._grpc.stop(0).wait(60)
 
     def _handler(self, name: str, request_type: Any, answer_type: Any) -> grpc.RpcMethodHandler:
         def call(request: Any, context: grpc.ServicerContext) -> Any:

@@ -17,6 +17,7 @@ from cloister.errors import Misuse, Unavailable, Untrusted
 from tests.broker_party import PASSPHRASE, FakeClock
 from tests.broker_world import World, nothing_granted
 from tests.folder_driver import PIN, Device
+from tests.folder_driver import device as device
 
 pytest_plugins = ["tests.broker_fixtures"]
 
@@ -27,13 +28,6 @@ def owner_of(broker: Broker) -> TestClient:
 
 def code_of(response: Any) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
-
-
-@pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    device = Device(tmp_path / "device")
-    device.plug_in(monkeypatch)
-    return device
 
 
 @pytest.fixture

@@ -161,7 +161,9 @@ def test_only_tables_of_hints_are_added_to_an_older_home(parts: Parts) -> None:
     again.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(st.sampled_from(["commit", "intend", "log", "apply"]), min_size=1, max_size=6))
 def test_after_a_crash_anywhere_state_and_log_agree(folder: Path, steps: list[str]) -> None:
     """A model: what the log has is in the tables, and nothing else is."""

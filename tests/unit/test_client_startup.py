@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from cloister.client import Home, operations, startup
 from cloister.client.supervisor import default_home
 from cloister.errors import CloisterError, Denied, Malformed, Misuse, Unavailable
+from tests.patience import until
 
 COMMAND = startup._command  # before a fixture puts the stand-in there
 SUPERVISOR = """
@@ -32,8 +32,9 @@ print(json.dumps({"ready": True}), flush=True)
 if mode == "dies":
     sys.exit(1)
 time.sleep(0.2)
-server.bind(home + "/supervisor.sock")
+server.bind(home + "/.sock")
 server.listen()
+os.rename(home + "/.sock", home + "/supervisor.sock")  # whoever sees it can connect to it
 while True:
     connection, _ = server.accept()
     request = json.loads(connection.makefile().readline())
@@ -96,13 +97,12 @@ def test_foreground_lasts_until_it_is_stopped(mode: dict[str, str], tmp_path: Pa
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(operations.run_in_foreground(home)))
     thread.start()
-    while not home.running():
-        time.sleep(0.05)
+    until("the supervisor", home.running)
     with pytest.raises(Misuse) as caught:
         operations.run_in_foreground(home)
     assert caught.value.code == "home.running"
     operations.down(home)
-    thread.join(10)
+    thread.join(60)
     assert codes == [0]
 
 
@@ -160,8 +160,7 @@ def test_an_answer_that_is_none(mode: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "h").mkdir(mode=0o700)
     process = subprocess.Popen(startup._command(home, False), stdout=subprocess.PIPE)
     try:
-        while not home.socket.exists():
-            time.sleep(0.05)
+        until("its socket", home.socket.exists)
         with pytest.raises(CloisterError) as caught:
             home.start_party("hospital", "pw", create=True)
         assert caught.value.code == "wire.unreadable"

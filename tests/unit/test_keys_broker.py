@@ -16,15 +16,9 @@ from cloister.broker.startup import create_home
 from cloister.errors import Denied
 from cloister.keys import DriverConfig
 from tests.folder_driver import PIN, Device, FolderDriver
+from tests.folder_driver import device as device
 
 NOW = 1_750_000_000
-
-
-@pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    device = Device(tmp_path / "device")
-    device.plug_in(monkeypatch)
-    return device
 
 
 @pytest.fixture

@@ -26,16 +26,10 @@ from cloister.keys import (
 )
 from cloister.keys import storage as storage_module
 from tests.folder_driver import PIN, Device, FolderDriver
+from tests.folder_driver import device as device
 
 DEK = bytes(range(32))
 DIGEST = b"manifest digest of 32 bytes....."
-
-
-@pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    device = Device(tmp_path / "device")
-    device.plug_in(monkeypatch)
-    return device
 
 
 @pytest.fixture
@@ -285,6 +279,13 @@ def test_orphans_are_swept(vault: Vault, device: Device) -> None:
     assert vault.sweep_orphans(known_revision=vault.revision) == ()
     assert device.held() == named(vault) | {stranger}
     assert vault.unwrap(wrapped, DIGEST) == DEK
+
+
+def test_only_what_is_named_is_swept(vault: Vault, device: Device) -> None:
+    shown, later = (FolderDriver(device.folder).create(vault.kek_id, epoch) for epoch in (2, 3))
+    vault.sweep_orphans(known_revision=vault.revision, among=[shown, vault._held().document.keks[0].handle])
+    assert vault.orphans() == (later,), "and never what the file names"
+    assert named(vault) <= device.held()
 
 
 def test_an_older_copy_sweeps_nothing(vault: Vault, device: Device) -> None:

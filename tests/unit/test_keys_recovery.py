@@ -15,6 +15,7 @@ from cloister.crypto import verify_ed25519
 from cloister.errors import Denied, Misuse, Unavailable
 from cloister.keys import Vault, create_vault, open_vault, provision_party, restore_root, split_root
 from tests.folder_driver import PIN, Device, FolderDriver
+from tests.folder_driver import device as device
 from tests.sealing import CHEAP
 
 PASSPHRASE = b"correct horse battery"
@@ -28,13 +29,6 @@ def vault(tmp_path: Path) -> Vault:
     vault = create_vault(tmp_path / "vault.json", PASSPHRASE, "hospital", params=CHEAP)
     provision_party(vault)
     return vault
-
-
-@pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Device:
-    device = Device(tmp_path / "device")
-    device.plug_in(monkeypatch)
-    return device
 
 
 def test_the_drill(tmp_path: Path, vault: Vault) -> None:

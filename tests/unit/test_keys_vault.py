@@ -422,7 +422,7 @@ def test_a_link_to_the_vault_stays_a_link(vault: Vault, tmp_path: Path) -> None:
 
 
 @given(dek=st.binary(min_size=32, max_size=32), data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 def test_wrap_then_change_one_bit_must_fail(vault: Vault, dek: bytes, data: st.DataObject) -> None:
     wrapped = vault.wrap(dek, DIGEST)
     box, digest = bytearray(wrapped.box), bytearray(DIGEST)

@@ -136,7 +136,9 @@ def test_the_difference_of_two_trees_names_the_paths(tree: Path) -> None:
 _NAMES = st.text("ab/", min_size=1, max_size=4).filter(lambda t: all(t.split("/")))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(first=st.dictionaries(_NAMES, st.binary(max_size=3)), second=st.dictionaries(_NAMES, st.binary(max_size=3)))
 def test_two_trees_have_one_digest_only_if_they_are_the_same(
     tmp_path_factory: pytest.TempPathFactory, first: dict[str, bytes], second: dict[str, bytes]

@@ -177,7 +177,8 @@ def test_groups_of_killed_agents_are_swept_and_those_of_living_ones_stay(tmp_pat
     assert left == {"sandbox-200-bb", "other"}
 
 
-def test_a_group_that_is_not_empty_is_an_error_and_not_ignored(tmp_path: Path) -> None:
+def test_a_group_that_is_not_empty_is_an_error_and_not_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "_EMPTY_SECONDS", 0.2)
     (tmp_path / "group/process").mkdir(parents=True)
     group = cgroups.Cgroup((cgroups.Hierarchy("pids", 1, tmp_path / "group"),), False)
     with pytest.raises(Unavailable, match="are processes left in it") as caught:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from cloister.node import SocketLimits, SocketServer
 from cloister.node.socket_requests import Connect, EvidenceRequest, RateLimit, Telemetry, parse_request
 from cloister.node.tunnel import pump
 
-LIMITS = SocketLimits(line_seconds=2, connect_seconds=2, idle_seconds=5)
+LIMITS = SocketLimits(line_seconds=60, connect_seconds=60, idle_seconds=60)
 PROGRESS = {"kind": "progress", "stage": "train", "step": 3, "total": 9, "values": {"loss": "0.25", "f1": "nan"}}
 FAILURE = {"kind": "state", "code": "failed", "error": {"kind": "denied", "code": "a.b", "message": "m", "details": {}}}
 
@@ -119,13 +118,13 @@ def _pumped(**options: Any) -> Iterator[tuple[socket.socket, socket.socket, thre
     thread = threading.Thread(target=carry)
     thread.start()
     for sock in (near, far):
-        sock.settimeout(10)
+        sock.settimeout(60)
     try:
         yield near, far, thread
     finally:
         near.close()
         far.close()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -141,7 +140,7 @@ def test_a_tunnel_carries_both_ways_and_closes_each_way_by_itself() -> None:
         far.sendall(b"answer")  # after the other way has ended
         far.shutdown(socket.SHUT_WR)
         assert _all(near) == b"answer"
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -151,26 +150,26 @@ def test_a_tunnel_loses_nothing_of_much() -> None:
         writer = threading.Thread(target=lambda: (near.sendall(data), near.shutdown(socket.SHUT_WR)))
         writer.start()
         assert _all(far) == data
-        writer.join(10)
+        writer.join(60)
 
 
 def test_a_reader_that_stops_stops_the_writer() -> None:
     with _pumped() as (near, far, _):
         near.settimeout(0.5)
-        # The kernel's buffers and one chunk fit, whatever the writer would like to send.
-        with pytest.raises(TimeoutError):
-            near.sendall(bytes(8 * 2**20))
-        far.settimeout(0.5)
-        received = 0
+        sent = received = 0
         with contextlib.suppress(TimeoutError):
-            while received < 8 * 2**20:
-                received += len(far.recv(65536))
-        assert 0 < received < 8 * 2**20
+            while sent < 8 * 2**20:
+                sent += near.send(bytes(65536))
+        # The kernel's buffers and one chunk fit, whatever the writer would like to send.
+        assert 0 < sent < 8 * 2**20
+        while received < sent:  # the reader goes on, and nothing of it was lost
+            received += len(far.recv(65536))
+        assert received == sent
 
 
 def test_a_tunnel_that_nobody_uses_ends() -> None:
     with _pumped(idle_seconds=0.1) as (near, _, thread):
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
         assert near.recv(1) == b""
 
@@ -178,13 +177,10 @@ def test_a_tunnel_that_nobody_uses_ends() -> None:
 def test_a_tunnel_ends_when_one_side_vanishes() -> None:
     with _pumped() as (near, far, thread):
         far.close()
-        deadline = time.monotonic() + 10
-        while thread.is_alive() and time.monotonic() < deadline:
-            try:
+        with contextlib.suppress(OSError):
+            while thread.is_alive():
                 near.send(b"x")
-            except OSError:
-                break
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -192,7 +188,7 @@ def test_a_tunnel_ends_when_one_side_vanishes() -> None:
 def _broker(answer: Callable[[bytes], bytes]) -> Iterator[tuple[str, int]]:
     """A stand-in for a broker: reads until the end, answers, closes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
+        listener.settimeout(60)
 
         def serve() -> None:
             sock, _ = listener.accept()
@@ -202,7 +198,7 @@ def _broker(answer: Callable[[bytes], bytes]) -> Iterator[tuple[str, int]]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield listener.getsockname()[:2]
-        thread.join(10)
+        thread.join(60)
 
 
 def _server(path: Path, **changes: Any) -> SocketServer:
@@ -217,7 +213,7 @@ def _server(path: Path, **changes: Any) -> SocketServer:
 
 def _dial(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(10)
+    sock.settimeout(60)
     sock.connect(str(path))
     return sock
 
@@ -285,11 +281,11 @@ def test_the_socket_is_private_short_of_the_path_limit_and_goes_away(tmp_path: P
     server = _server(folder / "sock")
     with server:
         assert (folder / "sock").stat().st_mode & 0o777 == 0o600
-        before = threading.active_count()
+        before = set(threading.enumerate())  # some of other tests may end meanwhile
         with pytest.raises(Misuse) as caught:
             _server(folder / "sock").start()
         assert caught.value.code == "node.socket"
-        assert threading.active_count() == before
+        assert set(threading.enumerate()) <= before
     assert list(folder.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from coverage import Coverage, CoverageData
 
 from scripts import check_coverage, check_house
 
@@ -38,6 +39,32 @@ def test_modules_directly_in_the_package_are_counted_apart() -> None:
     entry = {"summary": {"covered_lines": 1, "num_statements": 4}}
     (row,) = check_coverage.rows({"files": {"src/cloister/errors.py": entry}})
     assert (row.package, row.percent) == ("(top)", 25.0)
+
+
+def measured(data: Path, suffix: str, lines: list[int]) -> Path:
+    one = CoverageData(str(data), suffix)
+    one.add_lines({"/a.py": lines})
+    one.write()
+    one.close()
+    return Path(f"{data}.{suffix}")
+
+
+def test_half_a_file_of_coverage_is_removed_and_whole_ones_count(tmp_path: Path) -> None:
+    data = tmp_path / "coverage.data"
+    whole = [measured(data, "a", [1, 2]), measured(data, "b", [3])]
+    text = whole[0].read_bytes()
+    for number, size in enumerate((0, 10, 512, 4096, len(text) // 2, len(text) - 4096)):
+        (tmp_path / f"coverage.data.torn{number}").write_bytes(text[:size])
+    (tmp_path / "coverage.data.garbled").write_bytes(text[:4096] + b"x" * 4096 + text[8192:])
+    removed = check_coverage.remove_torn(data)
+    assert sorted(removed) == ["coverage.data.garbled", *(f"coverage.data.torn{n}" for n in range(6))]
+    assert sorted(tmp_path.iterdir()) == whole
+    said: list[str] = []
+    together = Coverage(data_file=str(data), messages=False)
+    together.get_data()._warn = lambda text, **_: said.append(text)
+    together.combine(strict=True)
+    assert (together.get_data().lines("/a.py"), said) == ([1, 2, 3], [])
+    assert check_coverage.remove_torn(data) == []
 
 
 @pytest.mark.parametrize(

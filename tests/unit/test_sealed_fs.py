@@ -12,8 +12,7 @@ import pytest
 
 from cloister.errors import Misuse, Untrusted
 from cloister.sealed import SealedFileSystem, open_sealed
-from cloister.sealed.folder import FolderSource, MemberFile
-from tests.sealing import DEK, FILES, MIB, OWNER_KEY, Made, make
+from tests.sealing import DEK, FILES, MIB, OWNER_KEY, CountingSource, Made, make
 
 
 @pytest.fixture
@@ -160,23 +159,6 @@ def test_pandas_and_pyarrow_read_tables(tmp_path: Path) -> None:
         sealed.require_complete()
 
 
-class Counting(FolderSource):
-    """Remembers which blocks of ciphertext were fetched."""
-
-    blocks: set[int]
-
-    def open(self, name: str, size: int) -> MemberFile:
-        file = super().open(name, size)
-        read_at, seen = file.read_at, self.blocks
-
-        def counted(offset: int, buffer: memoryview) -> int:
-            seen.add(offset // MIB)
-            return read_at(offset, buffer)
-
-        file.read_at = counted  # type: ignore[method-assign]
-        return file
-
-
 def test_parquet_reads_only_the_columns_and_row_groups_asked_for(tmp_path: Path) -> None:
     import numpy
     import pyarrow
@@ -189,8 +171,7 @@ def test_parquet_reads_only_the_columns_and_row_groups_asked_for(tmp_path: Path)
         pyarrow.table(columns), tmp_path / "t.parquet", row_group_size=rows // 2, compression=None, use_dictionary=False
     )
     made = make(tmp_path / "o", {"t.parquet": (tmp_path / "t.parquet").read_bytes()})
-    source = Counting(made.folder)
-    source.blocks = set()
+    source = CountingSource(made.folder)
     with open_sealed(
         source, dek=DEK, expected_digest=made.sealed.digest, signer_keys=[OWNER_KEY.public], threads=1
     ) as sealed:

@@ -144,7 +144,7 @@ class HeldSink(MemorySink):
 
     def save(self, step: int, files: Iterable[tuple[str, BinaryIO]]) -> None:
         self.reached.set()
-        assert self.go.wait(30)
+        assert self.go.wait(120)
         if self.error is not None:
             raise self.error
         super().save(step, files)
@@ -169,7 +169,7 @@ def test_saving_returns_before_the_checkpoint_is_kept_and_keeps_that_moment(held
     state = parts(1)
     with CheckpointWriter(held, Recorder()) as writer:
         writer.save(5, state, HEADER)
-        assert held.reached.wait(10)
+        assert held.reached.wait(60)
         assert writer.busy()
         state["model"]["w"].fill_(2)
         assert held.saved == {}
@@ -189,11 +189,11 @@ def test_the_next_one_waits_so_that_there_is_one_copy_and_none_is_left_out(held:
 
         second = threading.Thread(target=more)
         second.start()
-        assert waiting.wait(10)
+        assert waiting.wait(60)
         second.join(0.3)
         assert second.is_alive()
         held.go.set()
-        second.join(10)
+        second.join(60)
         assert not second.is_alive()
     assert {step: saved(held, step) for step in held.saved} == {5: 1, 6: 2}
     assert list(held.saved) == [5, 6]
@@ -224,7 +224,7 @@ def test_an_error_surfaces_at_the_next_look_and_ever_after(held: HeldSink) -> No
     writer.check()
     held.go.set()
     assert writer._task is not None
-    assert writer._task.done.wait(10)
+    assert writer._task.done.wait(60)
     for look in (writer.check, writer.check, partial(writer.save, 6, parts(2), HEADER), writer.finish):
         with pytest.raises(Unavailable) as caught:
             look()
@@ -249,19 +249,26 @@ def test_a_lease_that_ends_while_training_waits_ends_the_waiting(held: HeldSink)
     assert held.saved == {}
 
 
-def test_an_error_of_the_training_gives_the_checkpoint_up(held: HeldSink) -> None:
+def test_an_error_of_the_training_gives_the_checkpoint_up(held: HeldSink, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = CheckpointWriter(held, Recorder())
+    cut = writer._snapshot.cut
+
+    def cut_first() -> None:
+        cut()
+        held.go.set()  # only now is the sink let read on
+
+    monkeypatch.setattr(writer._snapshot, "cut", cut_first)
 
     def fail() -> None:
         with writer:
             writer.save(5, parts(1), HEADER)
-            assert held.reached.wait(10)
-            threading.Timer(0.1, held.go.set).start()
+            assert held.reached.wait(60)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert writer._task is not None
+    assert writer._task.done.wait(60)
     assert isinstance(writer._task.error, Internal)
     assert held.saved == {}
     assert not any(data.any() for data in writer._snapshot._data())

@@ -4,6 +4,7 @@ import io
 import json
 import random
 from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.errors import Misuse
-from cloister.workload.data import Table, label_names, read_table, split_rows
+from cloister.crypto.segments import AES256_GCM_HKDF_1MB
+from cloister.errors import Malformed, Misuse
+from cloister.workload.data import Limits, Table, label_names, read_table, split_rows
+from tests.sealing import CountingSource, make, opened
 
 ROWS = [("hello, world", "greeting"), ('she said "no"\nand left', "story"), ("çé 🦊", "greeting")]
 
@@ -62,6 +65,47 @@ def test_whole_numbers_are_labels():
     assert read_table({"a.jsonl": lines}, ["t", "l"]).column("l") == ["0", "12"]
     table = io.BytesIO(parquet(pa.table({"l": pa.array([3, 4], pa.int8())})))
     assert read_table({"a.parquet": table}, ["l"]).column("l") == ["3", "4"]
+
+
+def sealed_parquet(folder) -> tuple[CountingSource, Any, dict[str, set[int]]]:
+    """A table of eight columns in two row groups, sealed: its source, the object, and each column's blocks in it."""
+    rng = random.Random(1)
+    columns = {f"c{n}": [f"{rng.getrandbits(64):016x}" for _ in range(160_000)] for n in range(8)}
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, row_group_size=80_000, compression="none", use_dictionary=False)
+    meta, form = pq.ParquetFile(out).metadata, AES256_GCM_HKDF_1MB
+    blocks: dict[str, set[int]] = {name: set() for name in columns}
+    for group in range(meta.num_row_groups):
+        for number, name in enumerate(columns):
+            chunk = meta.row_group(group).column(number)
+            first, length = chunk.data_page_offset, chunk.total_compressed_size
+            blocks[name] |= set(range(form.segment_at(first), form.segment_at(first + length - 1) + 1))
+    made = make(folder, {"t.parquet": out.getvalue()})
+    source = CountingSource(made.folder)
+    return source, opened(source, made, threads=1), blocks
+
+
+def test_only_the_contracted_columns_of_a_sealed_table_are_decrypted(tmp_path):
+    """Counted in blocks of ciphertext: no other column's is even fetched, but for the ends, where the footer is and
+    which opening checks."""
+    source, sealed, blocks = sealed_parquet(tmp_path / "o")
+    last = max(set().union(*blocks.values()))
+    with sealed, sealed.open("t.parquet") as file:
+        table = read_table({"t.parquet": file}, ["c6", "c2"])
+    assert (len(table), set(table.columns)) == (160_000, {"c2", "c6"})
+    ends = {0, last - 1, last, last + 1}
+    assert blocks["c2"] | blocks["c6"] <= source.blocks <= blocks["c2"] | blocks["c6"] | ends
+    assert len(source.blocks) < last * 0.6
+
+
+def test_a_sealed_table_that_is_refused_by_its_footer_is_not_decrypted(tmp_path):
+    source, sealed, blocks = sealed_parquet(tmp_path / "o")
+    last = max(set().union(*blocks.values()))
+    with sealed, sealed.open("t.parquet") as file:
+        for columns, limits in ((["c0"], Limits(rows=159_999)), (["c0", "absent"], Limits())):
+            with pytest.raises((Malformed, Misuse)):
+                read_table({"t.parquet": file}, columns, limits=limits)
+    assert source.blocks <= {0, last - 1, last, last + 1}
 
 
 def labelled(rows: int, kinds: int = 3) -> tuple[list[str], list[str]]:

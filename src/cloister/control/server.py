@@ -53,6 +53,7 @@ def serve(home: Path, listen: str, node_key: bytes, storage: Storage | None = No
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=3,
+            timeout_keep_alive=60,  # longer than clients keep a connection: none is closed while it is taken up again
         )
         server = _Server(config)
         server.changes = changes

@@ -16,10 +16,10 @@ from ..errors import Unavailable
 from .profile import SandboxSpec, bubblewrap_arguments
 from .seccomp import seccomp_fds
 
-__all__ = ["SETUP_SECONDS", "Pipes", "Process", "failed", "release", "start"]
+__all__ = ["Pipes", "Process", "await_end", "failed", "release", "start"]
 
 _BWRAP = ("/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap")
-SETUP_SECONDS = 30
+_SETUP_SECONDS = 30
 Process: TypeAlias = "subprocess.Popen[bytes]"
 
 
@@ -94,6 +94,15 @@ def start(ids: tuple[int, int], pipes: Pipes, argv: tuple[str, ...], out: int) -
         return process
 
 
+def await_end(process: Process) -> None:
+    """Wait for a bwrap that failed; raises Unavailable, and kills it, if it doesn't end."""
+    try:
+        process.wait(_SETUP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise Unavailable("sandbox.setup", "bubblewrap could not build the sandbox and does not end.") from None
+
+
 def _reason(spec: SandboxSpec, ids: tuple[int, int]) -> str:
     """Why bwrap fails to build this sandbox, in its own words: built once more, with nothing to run in it.
 
@@ -106,7 +115,7 @@ def _reason(spec: SandboxSpec, ids: tuple[int, int]) -> str:
         os.close(write)
         pipes.close("go_write")
         # First the end, then the words: bwrap writes a sentence in pieces, and none of them fills a pipe.
-        process.wait(SETUP_SECONDS)
+        await_end(process)
         os.set_blocking(read, False)
         text = ""
         with contextlib.suppress(BlockingIOError):
@@ -126,13 +135,14 @@ def failed(spec: SandboxSpec, ids: tuple[int, int]) -> Unavailable:
 
 def release(pipes: Pipes, monitor: Process) -> bool:
     """Let the program start; True once bwrap has finished its mounts, False if it ended instead."""
-    deadline = time.monotonic() + SETUP_SECONDS
+    deadline = time.monotonic() + _SETUP_SECONDS
     with contextlib.suppress(BrokenPipeError):
         os.write(pipes.go_write, b"1")
         while time.monotonic() < deadline:
             if pipes.taken():
                 return True
             if monitor.poll() is not None:
-                return False
+                # Between the two looks a short program may have been let go and have ended.
+                return pipes.taken()
             time.sleep(0.0005)
     return False

@@ -23,6 +23,7 @@ _CONTROLLERS = ("memory", "pids")
 _DELEGATED = "cloister"
 _AGENT = "agent"
 _PREFIX = "sandbox-"
+_EMPTY_SECONDS = 15.0  # it takes a moment; a bound on hanging
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Cgroup:
         return 0
 
     def remove(self) -> None:
-        """Remove the groups once all processes are gone; raises Unavailable if some are left after two seconds."""
-        deadline = time.monotonic() + 2
+        """Remove the groups once all processes are gone; raises Unavailable if some are left after that time."""
+        deadline = time.monotonic() + _EMPTY_SECONDS
         for folder in {part.base for part in self.parts}:
             while folder.exists():
                 try:

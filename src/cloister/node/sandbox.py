@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import overload
 
 from ..errors import Denied, Internal, Misuse, Unavailable
-from .bubblewrap import SETUP_SECONDS, Pipes, Process, failed, release, start
+from .bubblewrap import Pipes, Process, await_end, failed, release, start
 from .cgroups import Cgroup, create_cgroup
 from .limits import Limits, LimitsReport, apply_rlimits, report_limits
 from .profile import DEFAULT_ENV, SandboxSpec, bubblewrap_arguments, launch_spec, workload_argv
@@ -217,7 +217,7 @@ def _run(spec: SandboxSpec, ids: tuple[int, int], log: Path | None) -> Sandbox:
             monitor = start(ids, pipes, spec.argv, out)
         sandbox = _build(spec, ids, pipes, monitor)
         if sandbox is None:
-            monitor.wait(SETUP_SECONDS)
+            await_end(monitor)
             raise failed(spec, ids)
         return sandbox
     finally:

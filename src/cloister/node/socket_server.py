@@ -125,7 +125,7 @@ class SocketServer:
             thread = threading.Thread(target=self._serve, args=(sock,), name="node-socket-peer", daemon=True)
             self._threads.append(thread)
             self._open.add(sock)
-        thread.start()
+            thread.start()  # before anybody can see it here: closing joins what it finds, and joins only what has begun
         return True
 
     def _serve(self, sock: socket.socket) -> None:

@@ -21,7 +21,7 @@ from ..errors import Misuse, Unavailable
 
 __all__ = ["SoftwareTpm"]
 
-_START_SECONDS = 10.0
+_START_SECONDS = 30.0  # a bound on hanging; it takes a few hundredths
 _STOP_SECONDS = 5.0
 _SUN_PATH = 108 - 1  # unix(7): bytes of a socket's path, with its closing zero
 

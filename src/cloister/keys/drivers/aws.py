@@ -17,7 +17,7 @@ from botocore import exceptions as boto_errors
 from ...crypto import sha256
 from ...errors import Denied, Misuse
 from .aws_client import Sender, kms_client, read_credential
-from .naming import changed, check_url, gone, handle_text, is_key_name, key_name, line_prefix, read_options
+from .naming import changed, check_url, gone, handle_text, is_key_name, key_name, line_prefix, read_number, read_options
 from .remote import (
     LIMITS,
     BadAnswer,
@@ -86,9 +86,7 @@ class AwsDriver(RemoteDriver):
         chosen = read_options(options, {"region"}, _DEFAULTS)
         if not _REGION.fullmatch(chosen["region"]):
             raise Misuse("driver.options", "The option region is the name of an AWS region, such as eu-central-1.")
-        if not chosen["deletion-days"].isdecimal() or not 7 <= int(chosen["deletion-days"]) <= 30:
-            raise Misuse("driver.options", "The option deletion-days is a number from 7 to 30.")
-        self._days = int(chosen["deletion-days"])
+        self._days = read_number(chosen, "deletion-days", 7, 30)
         endpoint = check_url(chosen["endpoint"], "endpoint") if chosen["endpoint"] else None
         self._sender = Sender(chosen["ca"], limits)
         self._client = kms_client(chosen["region"], endpoint, read_credential(credential), self._sender)

@@ -17,7 +17,18 @@ from google.cloud.kms_v1.services.key_management_service import transports
 
 from ...errors import CloisterError, Misuse
 from .gcp_client import crc32c, kms_channel, read_account
-from .naming import changed, check_path, check_url, gone, handle_text, is_key_name, key_name, line_prefix, read_options
+from .naming import (
+    changed,
+    check_path,
+    check_url,
+    gone,
+    handle_text,
+    is_key_name,
+    key_name,
+    line_prefix,
+    read_number,
+    read_options,
+)
 from .remote import (
     LIMITS,
     BadAnswer,
@@ -56,7 +67,7 @@ class GcpDriver(RemoteDriver):
         self._ring = check_path(chosen["key-ring"], "key-ring")
         if not _KEY_RING.fullmatch(self._ring):
             raise Misuse("driver.options", "The option key-ring is projects/NAME/locations/NAME/keyRings/NAME.")
-        self._hours, self._level = _hours(chosen["destroy-hours"]), _level(chosen["protection"])
+        self._hours, self._level = read_number(chosen, "destroy-hours", 24, 2880), _level(chosen["protection"])
         self._login_with = read_account(credential)
         quiet("google", "grpc", "urllib3")
         self._channel = kms_channel(check_url(chosen["endpoint"], "endpoint"), chosen["ca"], limits)
@@ -232,12 +243,6 @@ class GcpDriver(RemoteDriver):
 
     def _shut(self) -> None:
         self._channel.close()
-
-
-def _hours(text: str) -> int:
-    if not text.isdecimal() or not 24 <= int(text) <= 2880:
-        raise Misuse("driver.options", "The option destroy-hours is a number from 24 to 2880.")
-    return int(text)
 
 
 def _level(text: str) -> Any:

@@ -22,6 +22,7 @@ __all__ = [
     "is_key_name",
     "key_name",
     "line_prefix",
+    "read_number",
     "read_options",
     "unbind",
 ]
@@ -53,6 +54,14 @@ def read_options(options: Mapping[str, str], required: set[str], optional: Mappi
     if not known.issuperset(options):
         raise Misuse("driver.options", f"This vault driver has the options {', '.join(sorted(known))}; no others.")
     return {**optional, **options}
+
+
+def read_number(chosen: Mapping[str, str], name: str, lowest: int, highest: int) -> int:
+    """The option ``name`` as a whole number within bounds. Raises Misuse."""
+    text = chosen[name]
+    if not text.isdecimal() or not lowest <= int(text) <= highest:
+        raise Misuse("driver.options", f"The option {name} is a number from {lowest} to {highest}.")
+    return int(text)
 
 
 def check_url(url: str, name: str) -> str:
