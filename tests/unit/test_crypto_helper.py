@@ -3,110 +3,171 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cloister.crypto.buffers import copy, on_huge_pages
-from cloister.crypto.helper import Helper, Task
+from cloister.crypto.helper import Helper
 from cloister.errors import Internal
 
 LONG = 60  # seconds
 
 
-def threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "cloister-read"]
+class Interrupted(BaseException):
+    """What a signal's handler raises."""
 
 
-def await_end(of: list[threading.Thread]) -> None:
-    for thread in of:
-        thread.join(LONG)
-        assert not thread.is_alive()
-
-
-def test_work_is_done_by_the_helper_while_this_thread_does_its_own() -> None:
-    helper, met, seen = Helper(), threading.Barrier(2, timeout=LONG), []
-    task = helper.start(lambda: (met.wait(), seen.append(threading.get_ident())))
-    assert task is not None
-    met.wait()
-    task.finish()
-    assert len(seen) == 1
-    assert seen != [threading.get_ident()]
-    helper.close()
-
-
-def test_a_task_that_waits_behind_another_is_done_by_who_asks() -> None:
-    helper, go, seen = Helper(), threading.Event(), []
-    first = helper.start(lambda: go.wait(LONG))
-    second = helper.start(lambda: seen.append(threading.get_ident()))
-    assert first is not None
-    assert second is not None
-    second.finish()
-    assert seen == [threading.get_ident()]
-    go.set()
-    first.finish()
-    helper.close()
-    assert len(seen) == 1  # the helper came to it, and left it alone
-
-
-def test_an_abandoned_task_is_either_over_or_never_begun() -> None:
-    helper, go, begun, seen = Helper(), threading.Event(), threading.Event(), []
-
-    def work() -> None:
-        begun.set()
-        go.wait(LONG)
-        seen.append("first")
-        raise ValueError("nobody asks any more")
-
-    first, second = helper.start(work), helper.start(lambda: seen.append("second"))
-    assert first is not None
-    assert second is not None
-    begun.wait(LONG)
-    second.abandon()
-    go.set()
-    first.abandon()
-    assert seen == ["first"]
-    helper.close()
-    assert seen == ["first"]
-
-
-@pytest.mark.parametrize("claimed", [False, True])
-def test_an_error_is_raised_where_the_end_is_asked_for(claimed: bool) -> None:
-    def work() -> None:
-        raise ValueError("as it was")
-
-    task = Task(work)
-    if claimed:
-        task.run()
-    with pytest.raises(ValueError, match="as it was"):
-        task.finish()
-
-
-def test_a_closed_helper_takes_nothing_and_its_thread_is_gone() -> None:
-    before = set(threads())
+@pytest.fixture
+def helper() -> Iterator[Helper]:
     helper = Helper()
-    assert set(threads()) == before  # none before the first task
-    task = helper.start(int)
-    assert task is not None
-    mine = [t for t in threads() if t not in before]
-    assert len(mine) == 1
+    yield helper
     helper.close()
-    assert not mine[0].is_alive()
-    assert helper.start(int) is None
+
+
+def threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name == "cloister-read"}
+
+
+def nothing() -> None:
+    pass
+
+
+def failing() -> None:
+    raise ValueError("as it was")
+
+
+def test_both_are_done_each_in_a_thread_of_its_own(helper: Helper) -> None:
+    met, seen = threading.Barrier(2, timeout=LONG), {}
+    helper.both(
+        lambda: (met.wait(), seen.update(mine=threading.get_ident())),
+        lambda: (met.wait(), seen.update(other=threading.get_ident())),
+    )
+    assert seen["mine"] == threading.get_ident()
+    assert seen["other"] != threading.get_ident()
+
+
+def test_a_busy_helper_is_not_waited_for(helper: Helper) -> None:
+    go, begun, seen = threading.Event(), threading.Event(), []
+    busy = threading.Thread(target=helper.both, args=(lambda: go.wait(LONG), lambda: (begun.set(), go.wait(LONG))))
+    busy.start()
+    begun.wait(LONG)
+    helper.both(lambda: seen.append("mine"), lambda: seen.append(threading.get_ident()))
+    assert seen == ["mine", threading.get_ident()]
+    go.set()
+    busy.join()
     helper.close()
-    task.finish()
+    assert len(seen) == 2  # the helper came to it, and left it alone
+
+
+@pytest.mark.parametrize(("mine", "other"), [(failing, nothing), (nothing, failing)])
+def test_an_error_of_either_is_raised(helper: Helper, mine: Callable[[], None], other: Callable[[], None]) -> None:
+    with pytest.raises(ValueError, match="as it was"):
+        helper.both(mine, other)
+
+
+def test_nobody_is_at_it_any_longer_when_mine_failed(helper: Helper) -> None:
+    begun, seen = threading.Event(), []
+
+    def mine() -> None:
+        begun.wait(LONG)
+        failing()
+
+    def other() -> None:
+        begun.set()
+        time.sleep(0.2)
+        seen.append("done")
+
+    with pytest.raises(ValueError, match="as it was"):
+        helper.both(mine, other)
+    assert seen == ["done"]
+
+
+def test_an_error_of_mine_is_raised_where_the_helper_had_not_begun() -> None:
+    helper, seen = Helper(), []
+    helper.close()
+    with pytest.raises(ValueError, match="as it was"):
+        helper.both(failing, lambda: seen.append("never"))
+    assert seen == []
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interruption_waits_until_nobody_writes_any_longer(helper: Helper, times: int) -> None:
+    """Else the caller would have its memory back, and the helper would go on writing plaintext into it."""
+    memory, begun = bytearray(4), threading.Event()
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    def other() -> None:
+        begun.set()
+        for _ in range(times):
+            time.sleep(0.1)  # until the other thread waits
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+        time.sleep(0.1)
+        memory[:] = b"done"
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            helper.both(lambda: begun.wait(LONG), other)
+        assert memory == b"done"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    helper.both(nothing, lambda: memory.extend(b" again"))
+    assert memory == b"done again"
+
+
+def test_an_interruption_of_work_that_fell_to_this_thread_is_raised() -> None:
+    helper, seen = Helper(), []
+    helper.close()
+
+    def other() -> None:
+        seen.append("begun")
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        helper.both(nothing, other)
+    assert seen == ["begun"]
+
+
+def test_a_process_that_may_have_no_more_threads_reads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    helper, seen = Helper(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        helper.both(lambda: seen.append("mine"), lambda: seen.append("other"))
+    assert seen == ["mine", "other"]
+    helper.close()
+
+
+def test_a_closed_helper_has_no_thread() -> None:
+    before = threads()
+    helper = Helper()
+    assert threads() == before  # none before the first work
+    helper.both(nothing, nothing)
+    (thread,) = threads() - before
+    helper.close()
+    assert not thread.is_alive()
+    helper.both(nothing, nothing)
+    assert threads() == before
+    helper.close()
 
 
 def test_a_helper_that_nobody_closes_ends_with_its_last_holder() -> None:
-    before = set(threads())
+    before = threads()
     helper = Helper()
-    task = helper.start(int)
-    assert task is not None
-    task.finish()
-    mine = [t for t in threads() if t not in before]
+    helper.both(nothing, nothing)
+    (thread,) = threads() - before
     del helper
     gc.collect()
-    await_end(mine)
+    thread.join(LONG)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 64 * 1024, 3 * 1024 * 1024 + 5])
@@ -125,7 +186,6 @@ def test_memory_of_another_size_is_not_copied() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2**21 - 1, 2**21, 2**22 + 7, 2**23])
 def test_huge_pages_change_nothing_but_the_time(size: int) -> None:
-    memory = bytearray(size)
+    memory = bytearray(b"y" * size)
     on_huge_pages(memoryview(memory))
-    memory[:] = b"y" * size
     assert memory == b"y" * size

@@ -97,16 +97,17 @@ def test_a_large_read_is_shared_with_the_helper(helper: Helper) -> None:
 
 
 def test_a_busy_or_closed_helper_is_done_without(helper: Helper) -> None:
-    go = threading.Event()
-    busy = helper.start(go.wait)
+    go, begun = threading.Event(), threading.Event()
+    busy = threading.Thread(target=helper.both, args=(go.wait, lambda: (begun.set(), go.wait())))
+    busy.start()
+    begun.wait()
     closed = Helper()
     closed.close()
     for other in (helper, closed):
         with StreamReader(Shared(seal(text(600))), KEY, b"aad", SMALL, helper=other) as reader:
             assert reader.readall() == text(600)
     go.set()
-    assert busy is not None
-    busy.abandon()
+    busy.join()
 
 
 def test_a_further_reader_takes_the_cipher_and_still_checks_what_it_reads() -> None:

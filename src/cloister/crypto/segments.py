@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -22,26 +22,24 @@ _MAX_SEGMENTS = 2**32
 
 @dataclass(frozen=True)
 class StreamFormat:
-    """One member of Tink's family, and the arithmetic of lengths in it (all in bytes)."""
+    """One member of Tink's family, and the arithmetic of lengths in it (all in bytes).
+
+    ``capacity``: plaintext bytes in a full segment; the first holds ``header_size`` fewer.
+    """
 
     key_size: int = 32
     segment_size: int = 1024 * 1024
     hash_name: str = "sha256"
+    header_size: int = field(init=False)
+    capacity: int = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "header_size", 1 + self.key_size + _PREFIX)
+        object.__setattr__(self, "capacity", self.segment_size - TAG_SIZE)
         if self.key_size not in (16, 32) or self.hash_name not in ("sha1", "sha256", "sha512"):
             raise Misuse("stream.format", "A streaming format takes keys of 16 or 32 bytes and SHA-1, -256 or -512.")
         if self.segment_size <= self.header_size + TAG_SIZE:
             raise Misuse("stream.format", "A streaming format's segments must be longer than header and tag.")
-
-    @property
-    def header_size(self) -> int:
-        return 1 + self.key_size + _PREFIX
-
-    @property
-    def capacity(self) -> int:
-        """Plaintext bytes in a full segment; the first holds ``header_size`` fewer."""
-        return self.segment_size - TAG_SIZE
 
     def segments(self, plaintext_size: int) -> int:
         """How many segments a plaintext takes: at least one, and the last is never empty unless it is the only one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ..errors import Misuse, Untrusted
 from .buffers import borrow, copy, wipe
-from .helper import Helper, Task
+from .helper import Helper
 from .segments import AES256_GCM_HKDF_1MB, SegmentCipher, StreamFormat
 from .stream_source import BlockSource, ReadableFile
 
@@ -153,19 +153,12 @@ class StreamReader(io.RawIOBase):
         """Fill as much of ``buffer`` as there is plaintext; whole segments are decrypted right into it."""
         self._check_open()
         pieces = self._pieces(memoryview(buffer).cast("B"))
-        if len(pieces) > 1:
-            self._source.expect(pieces[0].segment, pieces[-1].segment)
         mine, others = self._halves(pieces)
-        other = self._hand_over(others)
-        if other is None:
-            self._open_pieces(pieces)
+        if self._helper is not None and others:
+            self._source.expect(pieces[0].segment, pieces[-1].segment)
+            self._helper.both(partial(self._open_pieces, mine), partial(self._open_pieces, others))
         else:
-            try:
-                self._open_pieces(mine)
-            except BaseException:  # when this raises, nobody may still write into the caller's memory
-                other.abandon()
-                raise
-            other.finish()
+            self._open_pieces(pieces)
         done = sum(len(piece.out) for piece in pieces)
         self._position += done
         return done
@@ -197,13 +190,6 @@ class StreamReader(io.RawIOBase):
         # The helper begins later; of two, which take equally long to decrypt, it gets the one with less to copy.
         return (others, mine) if len(pieces) == 2 and len(mine[0].out) < len(others[0].out) else (mine, others)
 
-    def _hand_over(self, pieces: Sequence[_Piece]) -> Task | None:
-        """None if there is nothing to hand over or the helper was closed; ``inspect`` knows whether reading may go on
-        then."""
-        if self._helper is None or not pieces:
-            return None
-        return self._helper.start(partial(self._open_pieces, pieces))
-
     def _open_pieces(self, pieces: Sequence[_Piece]) -> None:
         for segment, skip, out, slot in pieces:
             if slot is None:
@@ -233,10 +219,12 @@ class StreamReader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._check_open()
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
-        if base is None or base + offset < 0:
+        if whence != io.SEEK_SET:
+            base = {io.SEEK_CUR: self._position, io.SEEK_END: self.size}.get(whence)
+            offset = -1 if base is None else base + offset
+        if offset < 0:
             raise Misuse("stream.seek", "Seek to a position from the file's start on.")
-        self._position = base + offset
+        self._position = offset
         return self._position
 
     def tell(self) -> int:

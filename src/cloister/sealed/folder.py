@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..crypto import Envelope
@@ -52,13 +52,10 @@ def open_member(folder: Path, name: str, size: int | None = None, *, mapped: boo
         raise Unavailable("storage.open", "A file of the sealed object can't be opened; check the storage.") from None
     found = os.fstat(fd)
     if stat.S_ISREG(found.st_mode) and size in (None, found.st_size):
-        try:
-            return MappedFile(fd, "rb") if mapped and found.st_size else MemberFile(fd, "rb")
-        except OSError:
-            os.close(fd)
-            raise Unavailable(
-                "storage.open", "A file of the sealed object can't be mapped; open the folder by its path."
-            ) from None
+        if mapped and found.st_size:
+            with suppress(OSError):  # a file system or a limit that forbids it: then blocks are copied
+                return MappedFile(fd, "rb")
+        return MemberFile(fd, "rb")
     os.close(fd)
     if not stat.S_ISREG(found.st_mode):
         raise _special()
@@ -93,10 +90,10 @@ class FolderSource:
 class OwnFolder(FolderSource):
     """A folder on this machine's own disk that nobody but its user, and whom it trusts anyway, can write to.
 
-    Blocks are then decrypted straight from the mapped file, uncopied. Never for what lies on a host's or a network's
-    storage (virtiofs, NFS, 9p, DAX, a disk that an untrusted host provides): who can change the file while it
-    is being decrypted could pass one text to the check of the tag and another to the decryption. Then ``FolderSource``
-    is right, and it is what ``open_sealed`` takes for a path.
+    Blocks are then decrypted straight from the mapped file, uncopied, where it can be mapped. Never for what lies on a
+    host's or a network's storage (virtiofs, NFS, 9p, DAX, a disk that an untrusted host provides): who can change the
+    file while it is being decrypted could pass one text to the check of the tag and another to the decryption. Then
+    ``FolderSource`` is right, and it is what ``open_sealed`` takes for a path.
     """
 
     def open(self, name: str, size: int) -> MemberFile:

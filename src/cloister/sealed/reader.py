@@ -210,18 +210,11 @@ class SealedObject:
                 source = BlockSource(file, AES256_GCM_HKDF_1MB)
                 if source.size != entry.ciphertext_size:
                     raise Untrusted("sealed.size", "A file of the sealed object changed its size; fetch it again.")
-                half = len(missing) // 2 if helper is not None and source.shared else 0
-                work = partial(self._check_blocks, index, source)
-                other = helper.start(partial(work, missing[:half])) if helper is not None and half else None
-                if other is None:
+                work, half = partial(self._check_blocks, index, source), len(missing) // 2
+                if helper is not None and half and source.shared:
+                    helper.both(partial(work, missing[half:]), partial(work, missing[:half]))
+                else:
                     work(missing)
-                    continue
-                try:
-                    work(missing[half:])
-                except BaseException:  # the file is closed only when nobody reads it any longer
-                    other.abandon()
-                    raise
-                other.finish()
         self._ledger.require_intact()  # what readers saw counts as well
 
     def _check_blocks(self, index: int, source: BlockSource, numbers: Sequence[int]) -> None:
