@@ -243,12 +243,19 @@ def test_a_server_of_s3_killed_at_random(server: S3Server, folder: Path) -> None
     objects, chance = some_objects(folder), random.Random(6)
     said: list[str] = []
     ledger = Ledger(objects)
+    longest = 0.0  # seconds of a put that nobody disturbs, on this machine now
+    with server.store() as store:
+        for digest, made in sorted(objects.items()):
+            start = time.monotonic()
+            store.put(made.folder, digest)
+            ledger.hear([["put", digest.hex()]])
+            longest = max(longest, time.monotonic() - start)
     for number in range(SERVER_KILLS):
         digest, made = chance.choice(sorted(objects.items()))
         with server.store() as store:
             store.delete(digest)
             ledger.hear([["deleted", digest.hex()]])
-            killer = threading.Timer(chance.uniform(0, 0.3), server.kill)
+            killer = threading.Timer(chance.uniform(0, 0.8 * longest), server.kill)
             killer.start()
             try:
                 store.put(made.folder, digest)
