@@ -17,8 +17,9 @@ What the keys mean (``_2t``: two threads on both sides, else one; each ratio is 
 - ``random_read_ratio``: time of 1 MiB reads at random positions over ``pread`` of a plain file, own folder. Each
   touches two segments, which two threads decrypt; ``_1t``: one thread. ``_untrusted``: with the private copy.
   ``random_read_4k_ratio``: 4 KiB, which costs a whole segment.
-- ``parquet_overhead``: time of a column scan through the file system (untrusted folder) over the plain file, with row
-  groups as large as pyarrow makes them; ``_small_groups``: of 100,000 rows, where segments are shared by more columns.
+- ``parquet_overhead``: time of a column scan through the file system (own folder) over the plain file, with row groups
+  as large as pyarrow makes them; ``_untrusted``: from an untrusted folder, as in a workload; ``_small_groups``: of
+  100,000 rows, where more of each segment belongs to columns that weren't asked for.
   ``parquet_blocks_share``: the part of the file's blocks that was read, ``parquet_asked_share``: that was asked for.
 - ``model_load_overhead``: time to load a safetensors model (untrusted folder, with the search for NaN) over plain
   safetensors with each tensor copied.
@@ -155,11 +156,12 @@ def tables(bench: Bench, folder: Path, rows: int) -> None:
         plain = folder / f"plain{mark}.parquet"
         write_table(plain, rows, group)
         made = Object.seal(folder / f"table{mark}", [("plain.parquet", plain)])
-        with made.open(own=False, threads=2) as sealed:
-            scan = Scan(plain, sealed)
-            if not scan.sealed().equals(scan.plain()):
-                raise RuntimeError("the sealed table is another one")
-            bench.overhead(f"parquet_overhead{mark}", scan.sealed, scan.plain)
+        for own, trust in ((True, ""), (False, "_untrusted")):
+            with made.open(own=own, threads=2) as sealed:
+                scan = Scan(plain, sealed)
+                if not scan.sealed().equals(scan.plain()):
+                    raise RuntimeError("the sealed table is another one")
+                bench.overhead(f"parquet_overhead{mark}{trust}", scan.sealed, scan.plain)
     counting = Counting(made.folder)
     with made.open_source(counting) as sealed:
         scan = Scan(plain, sealed)

@@ -15,6 +15,7 @@ PROMISED = {
     "read_untrusted_vs_limit_2t", "read_with_roots_vs_limit", "read_with_roots_vs_limit_2t", "write_vs_limit",
     "write_vs_limit_2t", "random_read_ratio", "random_read_1t_ratio", "random_read_untrusted_ratio",
     "random_read_untrusted_1t_ratio", "random_read_4k_ratio", "parquet_overhead", "parquet_overhead_small_groups",
+    "parquet_overhead_untrusted", "parquet_overhead_small_groups_untrusted",
     "parquet_blocks_share",
     "parquet_asked_share", "model_load_overhead", "rss_growth_mb", "rss_peak_mb", "rss_large_object_mib",
     "read_gb_s", "read_limit_gb_s", "read_tink_gb_s", "write_gb_s", "write_limit_gb_s",

@@ -1,6 +1,7 @@
 """Reading a base model from bytes."""
 
 import io
+import math
 import json
 
 import pytest
@@ -132,6 +133,29 @@ def test_tensors_round_trip(dtype):
     found = read_tensors("t", io.BytesIO(data), len(data))
     assert set(found) == set(tensors)
     assert all(torch.equal(found[n], t) and found[n].dtype == dtype for n, t in tensors.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_no_weight_that_is_not_finite_is_overlooked(dtype):
+    """Wherever it stands, in either half and at each edge of what is searched at a time; and no finite one is refused."""
+    size = 600_001
+    limits = torch.finfo(dtype)
+    sound = torch.linspace(limits.min / 2, limits.max / 2, size, dtype=torch.float64).to(dtype)
+    sound[:4] = torch.tensor([limits.min, limits.max, limits.smallest_normal, -0.0], dtype=dtype)
+
+    def read(tensor):
+        data = write_tensors({"w": tensor})
+        return read_tensors("m", io.BytesIO(data), len(data))["w"]
+
+    assert torch.equal(read(sound), sound)
+    for number, at in enumerate([0, size - 1, size // 2 - 1, size // 2, (1 << 19) // dtype.itemsize - 1]):
+        bad = sound.clone()
+        bad[at] = [math.nan, math.inf, -math.inf][number % 3]
+        with pytest.raises(Malformed) as info:
+            read(bad)
+        assert info.value.code == "model.nan"
+    with pytest.raises(Malformed):
+        read(torch.tensor(-math.nan, dtype=dtype))
 
 
 def test_trainer_hooks_still_exist_in_the_library():

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save as _save
 
 from ...crypto.buffers import on_huge_pages
+from ...crypto.helper import Helper
 from ...errors import Malformed
 
 __all__ = ["MAX_HEADER", "read_tensors", "write_tensors"]
@@ -39,17 +41,16 @@ def read_tensors(name: str, stream: BinaryIO, size: int) -> dict[str, torch.Tens
     """
     entries = _entries(name, stream, size)
     out: dict[str, torch.Tensor] = {}
-    with ThreadPoolExecutor(max_workers=1) as beside:  # one tensor is searched while the next is decrypted
-        searches: list[Future[bool]] = []
+    with closing(Helper()) as helper:
         for tensor_name, dtype, shape, length in entries:
             tensor = torch.empty(shape, dtype=dtype)
             if length:
                 _fill(name, stream, tensor)
-            if dtype.is_floating_point:
-                searches.append(beside.submit(_finite, tensor))
+            if dtype.is_floating_point and not _finite(tensor, helper):
+                raise Malformed(
+                    "model.nan", f"The file {name} holds weights that are NaN or infinite; seal a sound model."
+                )
             out[tensor_name] = tensor
-        if not all(search.result() for search in searches):
-            raise Malformed("model.nan", f"The file {name} holds weights that are NaN or infinite; seal a sound model.")
     return out
 
 
@@ -125,22 +126,27 @@ def _fill(name: str, stream: BinaryIO, tensor: torch.Tensor) -> None:
         view = view[n:]
 
 
-def _finite(tensor: torch.Tensor) -> bool:
+def _finite(tensor: torch.Tensor, helper: Helper) -> bool:
     """Without a NaN or an infinite weight. Those alone have an exponent of all ones (IEEE 754 §3.4; bfloat16 alike), so
     read as whole numbers they are the largest: the positive ones among signed numbers, the negative among unsigned.
 
-    That is ten times as fast as asking each weight, and numpy does it in the one thread that is called: torch would
-    take the processors from the decryption that goes on meanwhile.
+    That is ten times as fast as asking each weight. Both threads take half, before the next tensor is decrypted: torch
+    would keep its threads spinning beside the decryption.
     """
     size = tensor.element_size()
-    signs = torch.tensor([math.inf, -math.inf], dtype=tensor.dtype)
-    signed, unsigned = (_bytes(tensor).view(f"{kind}{size}") for kind in "iu")
-    plus, minus = _bytes(signs).view(f"i{size}")[0], _bytes(signs).view(f"u{size}")[1]
-    step = _SEARCHED // size
-    return all(
-        np.max(signed[at : at + step]) < plus and np.max(unsigned[at : at + step]) < minus
-        for at in range(0, len(signed), step)
-    )
+    edges = _bytes(torch.tensor([math.inf, -math.inf], dtype=tensor.dtype))
+    readings = [(_bytes(tensor).view(f"{kind}{size}"), edges.view(f"{kind}{size}")[at]) for at, kind in enumerate("iu")]
+    step, end = _SEARCHED // size, tensor.numel()
+    bad: list[int] = []
+
+    def search(first: int, last: int) -> None:
+        for at in range(first, last, step):
+            if any(np.max(numbers[at : min(at + step, last)]) >= edge for numbers, edge in readings):
+                bad.append(at)
+                return
+
+    helper.both(partial(search, 0, end // 2), partial(search, end // 2, end))
+    return not bad
 
 
 def _bytes(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
