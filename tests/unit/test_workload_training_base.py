@@ -1,14 +1,14 @@
 """Reading a base model from bytes."""
 
 import io
-import math
 import json
+import math
 
 import pytest
 import torch
 
 from cloister.contracts.recipe import parse_recipe
-from cloister.errors import Misuse
+from cloister.errors import Malformed, Misuse
 from cloister.workload.training import load_base
 from cloister.workload.training.adapters import add_lora, lora_targets
 from cloister.workload.training.architectures import DECODERS, ENCODERS
@@ -137,7 +137,7 @@ def test_tensors_round_trip(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_no_weight_that_is_not_finite_is_overlooked(dtype):
-    """Wherever it stands, in either half and at each edge of what is searched at a time; and no finite one is refused."""
+    """In either half, and at each edge of what is searched at a time; and no finite one is refused."""
     size = 600_001
     limits = torch.finfo(dtype)
     sound = torch.linspace(limits.min / 2, limits.max / 2, size, dtype=torch.float64).to(dtype)
