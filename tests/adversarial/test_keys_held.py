@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cloister.contracts import Terms
 from cloister.errors import Denied, Malformed, Unavailable, Untrusted
 from cloister.keys import CHECKPOINT
+from tests.broker_party import TERMS
 from tests.broker_world import NOW, World, nothing_granted
 from tests.key_chores import copy_state, deks
 
@@ -165,3 +167,88 @@ def test_a_hold_comes_while_the_destruction_of_checkpoints_waits_for_the_disk(
     life.keeper.look()
     assert life.vault.secret(CHECKPOINT) != before
     assert party.broker.notes() == party.broker.warnings
+
+
+@pytest.mark.parametrize("again", ["keeper", "command"])
+def test_a_hold_comes_after_the_secret_of_checkpoints_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """Only the log's word of it was missing. Nobody says that anything was kept."""
+    party, life = world.hospital, world.hospital.broker.lifecycle
+    world.workload().run()
+    before, real = life.vault.secret(CHECKPOINT), life.roots._commit
+
+    def full(kind: str, details: Any, changes: Any) -> None:
+        if details.get("stage") == "done":
+            raise Unavailable("storage.full", "The disk is full; free space, then try again.")
+        real(kind, details, changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(life.roots, "_commit", full)
+        with pytest.raises(Unavailable):
+            life.roots.shred_checkpoints("leaked")
+    gone = life.vault.secret(CHECKPOINT)
+    assert gone != before
+    hold(world)
+    if again == "command":
+        life.roots.shred_checkpoints("leaked")
+    life.keeper.look()
+    assert life.vault.secret(CHECKPOINT) == gone, "destroyed once is enough"
+    done = party.log()[-1]
+    assert (done.kind, done.details["stage"], done.details["held_later"]) == ("checkpoints.shredded", "done", NAME)
+    notes = [note for note in party.broker.notes() if note not in party.broker.warnings]
+    assert len(notes) == 1
+    assert "are destroyed as well" in notes[0]
+
+
+def run_with_own_model(world: World, folder: Path) -> str:
+    """A run that uses the held data together with a model of the same owner; the model's name."""
+    party, name = world.hospital, "hospital/minilm"
+    own = party.seal(folder / "m", name, "model")
+    fields = world.contract_fields(name="own", serial=1)
+    terms = {"digest": own.digest.hex(), "name": name, "owner": party.name, "terms": TERMS.document(), "use": "base"}
+    fields["assets"][1] = terms
+    contract = world.sign(fields)
+    job = world.make_job(contract, base=name)
+    workload = world.workload(contract=contract, job=job)
+    workload.fetch(party, workload.attested(party), job.data)
+    return name
+
+
+def test_a_model_is_shredded_that_a_run_used_together_with_held_data(world: World, folder: Path) -> None:
+    """Without its key no broker lets that run go on from its checkpoint."""
+    party, life = world.hospital, world.hospital.broker.lifecycle
+    name = run_with_own_model(world, folder)
+    hold(world)
+    before = deks(party)
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        life.shredder.shred(name, None, "it is not under the hold")
+    assert (refused.value.code, refused.value.details["assets"]) == ("asset.held", NAME)
+    entry = party.log()[-1]
+    assert (entry.kind, entry.outcome, entry.details["code"]) == ("asset.shredded", "failure", "asset.held")
+    assert deks(party) == before
+    life.retention.unhold(NAME, "settled")
+    life.shredder.shred(name, None, "no longer needed")
+    assert len(deks(party)) == len(before) - 1
+
+
+def test_a_model_expires_that_a_run_used_together_with_held_data(world: World, folder: Path) -> None:
+    party, life = world.hospital, world.hospital.broker.lifecycle
+    name = run_with_own_model(world, folder)
+    life.retention.retain(name, None, NOW + DAY)
+    hold(world)
+    world.clock.pass_seconds(2 * DAY)
+    (row,) = life.retention.overdue(now=world.clock())
+    with nothing_granted(party):
+        assert life.shredder.expire(row) is False
+    life.retention.unhold(NAME, "settled")
+    assert life.shredder.expire(row) is True
+
+
+def test_a_hold_keeps_no_asset_that_no_run_used_with_it(world: World, folder: Path) -> None:
+    party, life = world.hospital, world.hospital.broker.lifecycle
+    run_with_own_model(world, folder)
+    party.seal(folder / "other", "hospital/other", "dataset")
+    hold(world)
+    life.shredder.shred("hospital/other", None, "no run ever used it")
+    assert all(row["shredded"] for row in party.tables()["assets"] if row["name"] == "hospital/other")

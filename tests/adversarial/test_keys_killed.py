@@ -22,7 +22,7 @@ import pytest
 from cloister.audit import check_log
 from cloister.broker import Limits
 from cloister.errors import CloisterError
-from cloister.keys import open_vault
+from cloister.keys import CHECKPOINT, open_vault
 from tests.broker_party import NOW, PASSPHRASE, FakeClock, Party, insecure_judges
 from tests.key_chores import Killed, copy_state, deks, dies_at, many, openable
 
@@ -150,6 +150,9 @@ def test_dying_while_checkpoints_are_shredded(home: Path, folder: Path, monkeypa
         after = party.broker.core.keys.checkpoint_share("hospital", b"c" * 32, b"j" * 32, "checkpoint")
         begun = [f for f in party.log() if f.kind == "checkpoints.shredded"]
         assert (after != before) is bool(begun), "destroyed exactly if the log says so"
+        infos = party.broker.lifecycle.vault.keys()
+        replaced = [info.epoch for info in infos if info.name == CHECKPOINT]
+        assert replaced == [2 if begun else 1], "and not twice"
         assert not begun or begun[-1].details["stage"] == "done"
         party.broker.close()
         shutil.rmtree(place)

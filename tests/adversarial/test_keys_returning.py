@@ -62,6 +62,39 @@ def test_the_key_of_an_ended_re_encryption_is_sealed_under_another_name_or_versi
     assert deks(party) == {}
 
 
+def test_the_key_of_a_shredded_version_comes_back_as_that_of_the_next(world: World, folder: Path) -> None:
+    """An open re-encryption handed it to the owner's client; old copies of the ciphertext would open again."""
+    party = world.hospital
+    life = party.broker.lifecycle
+    opened = life.tasks.open(NAME)
+    life.shredder.shred(NAME, None, "erase request")
+    life.rotation.finish()
+    old = replace(opened, secret_dek=opened.source_secret_dek)
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        reseal(party, folder / "v2", old)
+    assert refused.value.code == "asset.dek"
+    other = {"name": "hospital/other", "asset_id": b"i" * 16, "version": 1, "previous": None}
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        reseal(party, folder / "other", old, **other)
+    assert refused.value.code == "asset.dek"
+    assert deks(party) == {}
+
+
+def test_two_versions_are_sealed_under_one_key_so_that_shredding_one_does_not_end_it(
+    world: World, folder: Path
+) -> None:
+    party = world.hospital
+    opened = party.broker.lifecycle.tasks.open(NAME)
+    again = replace(opened, secret_dek=opened.source_secret_dek)
+    with nothing_granted(party), pytest.raises(Denied) as refused:
+        reseal(party, folder / "v2", again)
+    assert refused.value.code == "asset.dek"
+    sealed = reseal(party, folder / "v3", opened)
+    size = len(party.log())
+    answered = party.broker.core.assets.seal(sealed.envelope.payload, opened.secret_dek)
+    assert (answered.digest, len(party.log())) == (sealed.digest, size), "the same version again is no other one"
+
+
 def test_a_re_encryption_is_used_to_keep_an_asset_longer(world: World, folder: Path) -> None:
     party = world.hospital
     life = party.broker.lifecycle
@@ -92,7 +125,7 @@ def test_a_share_is_fetched_while_the_destruction_of_checkpoints_waits_for_the_d
         with pytest.raises(Unavailable):
             life.roots.shred_checkpoints("leaked")
         life.keeper.look()
-        assert any("checkpoints are not destroyed yet" in note for note in party.broker.notes())
+        assert any("destruction of checkpoints is not finished" in note for note in party.broker.notes())
         workload = world.workload()
         cookie = workload.attested(party)
         workload.fetch(party, cookie, world.data.digest)

@@ -61,6 +61,7 @@ def test_recovery_shares_without_a_split_since(world: World) -> None:
     with pytest.raises(Misuse) as refused:
         restore_root(party.home / "vault.json", old[:2], PASSPHRASE)
     assert refused.value.code == "recovery.none"
+    assert "or was given a new master key since" in refused.value.message
     party.start()
 
 
@@ -113,18 +114,21 @@ def test_a_disk_that_is_full_leaves_the_old_key_and_a_word_of_it(world: World, m
             party.broker.lifecycle.roots.rekey(PASSPHRASE)
     assert (party.home / "vault.json").read_bytes() == before
     party.broker.lifecycle.keeper.look()
-    assert any("give 'cloister key rekey' again" in note for note in party.broker.notes())
+    (note,) = (note for note in party.broker.notes() if "give 'cloister key rekey' again" in note)
+    assert "until 'cloister key sweep'" in note, "what a device may hold since is said, too"
     party.broker.lifecycle.roots.rekey(PASSPHRASE)
     party.broker.lifecycle.keeper.look()
     assert not party.broker.lifecycle.keeper.notes()
 
 
-def a_stolen_copy_meets_the_device(home: Path, driver: DriverConfig) -> tuple[str, ...]:
+def a_stolen_copy_meets_the_device(home: Path, driver: DriverConfig, *, split: bool = False) -> tuple[str, ...]:
     """With its PIN and the device itself: the root key that it needs is destroyed."""
     settings = Settings(home, vault_driver=driver, limits=Limits(heads_interval=3600.0))
     create_home(settings, "hospital", PIN, part_of=None, clock=FakeClock())
     stolen = Path(shutil.copy(home / "vault.json", home.parent / "stolen.json"))
     broker = Broker.start(settings, PIN, clock=FakeClock())
+    if split:
+        broker.lifecycle.roots.split(2, 3)
     told = broker.lifecycle.roots.rekey(b"")
     assert not broker.lifecycle.vault.orphans()
     broker.close()
@@ -140,7 +144,13 @@ def a_stolen_copy_meets_the_device(home: Path, driver: DriverConfig) -> tuple[st
 def test_a_stolen_copy_over_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(tmp_path / "device")
     device.plug_in(monkeypatch)
-    (told,) = a_stolen_copy_meets_the_device(tmp_path / "home", device.config)
+    assert a_stolen_copy_meets_the_device(tmp_path / "home", device.config) == (), "there was no split"
+
+
+def test_a_stolen_copy_and_shares_over_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(tmp_path / "device")
+    device.plug_in(monkeypatch)
+    (told,) = a_stolen_copy_meets_the_device(tmp_path / "home", device.config, split=True)
     assert "recovery shares of their time" in told
 
 

@@ -51,7 +51,7 @@ def test_the_life_of_a_vault(tmp_path: Path, driver: DriverConfig) -> None:
         with pytest.raises(Denied) as info:
             vault.unwrap(first, DIGEST)
         assert info.value.code == "wrap.epoch"
-        assert vault.sweep_orphans(known_revision=vault.revision) == ()
+        assert vault.sweep_orphans(known_revision=vault.revision).destroyed == ()
         assert vault.unwrap(second, DIGEST) == DEK
         verify_ed25519(status, b"text", vault.signing_key("status").sign(b"text"))
     told = restore_root(path, shares[:2], CREDENTIAL, driver=driver)

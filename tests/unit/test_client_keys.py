@@ -22,6 +22,7 @@ from cloister.client import OwnerAgent, operations
 from cloister.client import keys as client_keys
 from cloister.client.times import day, parse_day, parse_span
 from cloister.errors import CloisterError, Misuse, Unavailable, Untrusted
+from cloister.keys.orphans import Swept
 from cloister.sealed import open_sealed
 from tests.client_home import OPTIONS, PASSPHRASE, LocalHome, Run
 
@@ -204,13 +205,18 @@ def test_rekeying(local: LocalHome, run: Run, tmp_path: Path) -> None:
     assert file.read_bytes() == before
     done = run(*words, "--yes")
     assert done.code == 0, done.err
-    for part in ("a new master key, revision", "of no use for it any more", "the passphrase or the recovery shares"):
+    for part in ("a new master key, revision", "make a new one now", "with the passphrase of their time"):
         assert part in done.out
+    assert "shares" not in done.out, "there were none"
+    operations.split_secret_root(local.home, "ward", 2, 3)
+    again = run(*words, "--yes")
+    for part in ("but with recovery shares of their time", "of no use for it any more", "the recovery shares of their"):
+        assert part in again.out
     assert file.read_bytes() != before
     assert run(*words, "--yes", "--json").document["party"] == "ward"
     log = run("audit", "show", "--as", "ward", "--kind", "vault.rekeyed", "--json").document["entries"]
     assert [e["details"].get("stage", e["details"].get("code")) for e in log] == [
-        "vault.passphrase", "begun", "done", "begun", "done",
+        "vault.passphrase", "begun", "done", "begun", "done", "begun", "done",
     ]  # fmt: skip
     local.lock("ward")
     locked = run(*words, "--yes")
@@ -225,10 +231,13 @@ def test_sweeping(agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch) 
     vault = agreed._brokers["hospital"][0].broker.lifecycle.vault
     held = [b"one", b"two"]
     monkeypatch.setattr(vault, "orphans", lambda: tuple(held))
+    monkeypatch.setattr(vault, "other_roots", lambda: (b"one",))
 
-    def sweep(*, known_revision: int, among: tuple[bytes, ...]) -> tuple[str, ...]:
+    def sweep(*, known_revision: int, among: tuple[bytes, ...]) -> Swept:
         assert (known_revision <= vault.revision, among) == (True, (b"one", b"two"))
-        return tuple(f"Backups still hold {held.pop().decode()}." for _ in tuple(held))
+        gone = tuple(held)
+        held.clear()
+        return Swept(gone, tuple(f"Backups still hold {name.decode()}." for name in gone))
 
     monkeypatch.setattr(vault, "sweep_orphans", sweep)
     nobody = run(*words)
@@ -243,13 +252,31 @@ def test_sweeping(agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         asked = run(*words)
     assert asked.code == 2, "a quick yes is not enough"
-    for part in ("destroys 2 keys in the device", "another copy of the vault file", "lost for good"):
+    for part in (
+        "destroys 1 root keys of other copies and 1 other keys",
+        "stop its broker first",
+        "another copy of the vault file",
+        "lost for good",
+    ):
         assert part in asked.err
     assert len(held) == 2
     done = run(*words, "--yes")
     assert (done.code, held) == (0, [])
-    assert done.out.splitlines()[0] == "2 keys of hospital are destroyed in the device."
+    first = "1 root keys of other copies and 1 other keys of hospital are destroyed in the device."
+    assert done.out.splitlines()[0] == first
     assert "Backups still hold one." in done.out
+
+
+def test_sweeping_keeps_what_assets_may_need(agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = agreed._brokers["hospital"][0].broker.lifecycle.vault
+    monkeypatch.setattr(vault, "orphans", lambda: (b"one",))
+    with monkeypatch.context() as patch:
+        patch.setattr(vault, "epochs", lambda: (99,))
+        kept = run("key", "sweep", "--as", "hospital")
+    assert kept.code == 0, kept.err
+    assert kept.out.splitlines()[0] == "Nothing of hospital was destroyed in the device."
+    assert "1 other keys are kept" in kept.out
+    assert "hospital/" in kept.out
 
 
 # Re-encryption.
@@ -352,8 +379,9 @@ def test_an_earlier_attempt_from_another_version_is_not_passed_off(
         die(patch, "upload")
         with pytest.raises(Killed):
             operations.reencrypt(agreed.home, name, version=1)
-    other = run("key", "reencrypt", name, "--version", "2", "--shred-old", "--json").document["error"]
-    assert other["code"] == "reencrypt.other"
+    ran = run("key", "reencrypt", name, "--version", "2", "--shred-old", "--json")
+    other = ran.document["error"]
+    assert (ran.code, other["code"]) == (1, "reencrypt.other"), "a version was stored: that is no misuse"
     assert "version 3 is stored, made from version 1" in other["message"]
     rows = [a for a in agreed.home.agent("hospital").assets() if a["name"] == name]
     assert [row["shredded"] for row in rows] == [None, None, None], "nothing else was done"
@@ -518,7 +546,7 @@ def test_shredding_tells_what_is_done_when_the_rotation_is_not(
         ran = run(*words)
     error = ran.document["error"]
     assert (ran.code != 0, error["code"]) == (True, "shred.rotation")
-    for part in ("The keys are removed already", "The token is not there; put it in; give the same command again"):
+    for part in ("The keys are removed already", "The token is not there; put it in; it goes on without this command"):
         assert part in error["message"]
     (asset,) = (a for a in agreed.home.agent("hospital").assets() if a["name"] == "hospital/gone")
     assert asset["shredded"] is not None

@@ -276,7 +276,8 @@ def test_orphans_are_swept(vault: Vault, device: Device) -> None:
     orphans.append(FolderDriver(device.folder).create_signer(f"{vault.kek_id}/receipt/1")[0])
     wrapped = vault.wrap(DEK, DIGEST)
     assert set(orphans) <= device.held()
-    assert vault.sweep_orphans(known_revision=vault.revision) == ()
+    swept = vault.sweep_orphans(known_revision=vault.revision)
+    assert (set(swept.destroyed), swept.remains, swept.stopped) == (set(orphans), (), None)
     assert device.held() == named(vault) | {stranger}
     assert vault.unwrap(wrapped, DIGEST) == DEK
 

@@ -65,6 +65,7 @@ class _Keys:
             "driver": vault.driver,
             "epoch": vault.epoch,
             "keys": [asdict(key) for key in infos],
+            "recovery_split": self._life.roots.was_split,
             "tasks": self._life.tasks.listing(),
             "warnings": list(vault.warnings),
         }
@@ -85,7 +86,7 @@ class _Keys:
 
     def _progress(self) -> dict[str, Any]:
         life = self._life
-        return {**life.rotation.progress(), "notes": life.keeper.notes(), "schedule": life.schedule.document()}
+        return {**life.rotation.progress(), "notes": life.notes(), "schedule": life.schedule.document()}
 
     def schedule(self, call: Call) -> Any:
         f = Fields(call.body(), "schedule")
@@ -173,7 +174,7 @@ class _Keys:
         if credential is None and vault.driver == "file":
             raise Misuse("rekey.credential", "Give the vault's passphrase: its file is sealed under it anew.")
         remains = self._life.roots.rekey((credential or "").encode())
-        return {"remains": list(remains), "revision": vault.revision}
+        return {"recovery_split": self._life.roots.was_split, "remains": list(remains), "revision": vault.revision}
 
     def orphans(self, _: Call) -> Any:
         return self._life.roots.orphans()
@@ -182,7 +183,10 @@ class _Keys:
         f = Fields(call.body(), "sweeping request")
         which = f.hex("which", 32)
         f.done()
-        return self._life.roots.sweep(which.hex())
+        try:
+            return self._life.roots.sweep(which.hex())
+        finally:
+            self._life.keeper.wake()  # a rotation may have waited for it, and a part may be enough
 
     def split(self, call: Call) -> Any:
         f = Fields(call.body(), "recovery request")

@@ -53,8 +53,8 @@ class Assets:
     def seal(self, payload: bytes, dek: bytes) -> Envelope:
         """Take over a data key and sign its manifest. The same manifest again gives the same envelope.
 
-        Raises Denied for another owner's manifest, one that isn't the next version, one that was shredded, or the key
-        of a re-encryption that ended, Untrusted for another key than the manifest commits to.
+        Raises Denied for another owner's manifest, one that isn't the next version, one that was shredded, the key of a
+        re-encryption that ended or of another version, Untrusted for another key than the manifest commits to.
         """
         manifest = Manifest.from_payload(payload)
         check_dek(manifest, dek)
@@ -64,6 +64,7 @@ class Assets:
             if row is None:
                 self._check_next(manifest)
                 self._check_task(dek)
+                self._check_fresh(dek)
                 self._take(manifest, envelope, dek)
             else:
                 _check_unshredded(row)  # a key that was destroyed does not come back by being handed over again
@@ -176,6 +177,17 @@ class Assets:
                 commitment = dek_commitment(dek, bytes.fromhex(task["asset_id"]), task["version"])
                 if commitment.hex() == task["commitment"]:
                     raise Denied("task.ended", "The re-encryption that made this key has ended; start it again.")
+
+    def _check_fresh(self, dek: bytes) -> None:
+        """A data key is for one version. Else one that was shredded would come back as the key of a next version: a
+        re-encryption that was open before has handed it to the owner's client. A commitment depends on its version, so
+        it is computed for each from the key at hand: one HKDF. Nothing but this key gives these 64 digits, so that they
+        stand in a manifest is enough, and none has to be parsed."""
+        for row in self._state.rows("assets"):
+            if dek_commitment(dek, bytes.fromhex(row["asset_id"]), row["version"]).hex() in row["manifest"]:
+                raise Denied(
+                    "asset.dek", "This data key was used for a version before; seal it anew under a fresh one."
+                )
 
     def _keep_until(self, manifest: Manifest) -> int:
         """What its terms say; a re-encrypted copy is never kept longer than the version that it was made from."""

@@ -18,7 +18,7 @@ from .shredding import Shredder
 __all__ = ["Keeper", "jumped_before", "since_start"]
 
 _LOOKED_AT = 10_000
-_PENDING = {"checkpoints": "checkpoints are not destroyed yet, so no share of one is given out: "}
+_PENDING = {"checkpoints": "the destruction of checkpoints is not finished, so no share of one is given out: "}
 
 
 def since_start() -> float:

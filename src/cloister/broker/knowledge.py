@@ -22,6 +22,7 @@ class Knowledge:
         self._state = state
         self._parties = parties
         self.witnessed = witnessed
+        self._used: dict[str, frozenset[bytes]] = {}  # by job; what a job names never changes
 
     def contract_state(self, contract: Contract) -> ContractState:
         row = self.contract_row(contract.digest)
@@ -74,6 +75,9 @@ class Knowledge:
 
     def job_assets(self, job: bytes) -> frozenset[bytes] | None:
         """Digests of the data and the model of an admitted run; None where that can't be told."""
+        known = self._used.get(job.hex())
+        if known is not None:
+            return known
         row = self._state.row("jobs", digest=job.hex())
         contract = None if row is None else self.contract(bytes.fromhex(row["contract"]))
         if row is None or contract is None:
@@ -82,17 +86,19 @@ class Knowledge:
             read = read_job(Envelope.from_bytes(row["envelope"].encode()), contract)
         except CloisterError:
             return None
-        return frozenset((read.data, read.base))
+        return self._used.setdefault(job.hex(), frozenset((read.data, read.base)))
 
-    def used_names(self, names: Collection[str]) -> set[str]:
-        """Those of ``names`` that admitted runs used: all, if what a run used can't be told."""
+    def used_names(self, names: Collection[str], *, beside: Collection[bytes] | None = None) -> set[str]:
+        """Those of ``names`` that admitted runs used, or used together with an asset ``beside`` (digests): all, if what
+        a run used can't be told. What was read of a job once is remembered, so the next look is quick."""
         own = {bytes.fromhex(row["digest"]): str(row["name"]) for row in self._state.rows("assets")}
         used: set[str] = set()
         for row in self._state.rows("jobs"):
             digests = self.job_assets(bytes.fromhex(row["digest"]))
             if digests is None:
                 return set(names)
-            used |= {own[digest] for digest in digests if digest in own}
+            if beside is None or not digests.isdisjoint(beside):
+                used |= {own[digest] for digest in digests if digest in own}
         return used & set(names)
 
     def contract_row(self, digest: bytes) -> Row | None:

@@ -40,14 +40,15 @@ def check_held(name: str, reason: str | None) -> None:
 
 
 def check_unheld(names: Collection[str], held: Mapping[str, str]) -> None:
-    """Pure. Raises Denied("asset.held") where runs used any of the ``held`` assets: their checkpoints are kept, too."""
+    """Pure. Raises Denied("asset.held") where runs used any of the ``held`` assets: what opens their checkpoints is
+    kept, too."""
     kept = sorted(set(names) & set(held))
     if kept:
         named = ", ".join(f"{name} ({held[name]})" for name in kept)
         raise Denied(
             "asset.held",
-            f"Runs used what is under a legal hold, so the checkpoints are kept: {named[:_NAMED]}; lift it with "
-            "'cloister key unhold' first.",
+            f"Runs used what is under a legal hold, so what opens their checkpoints is kept: {named[:_NAMED]}; lift it "
+            "with 'cloister key unhold' first.",
             assets=",".join(kept)[:_NAMED],
         )
 

@@ -56,6 +56,7 @@ class Rotation:
         self._stop = threading.Event()
         self._progress = _Progress()
         self._said: dict[int, str | None] = {}  # by the vault of epochs that it destroyed, until the log has it
+        self._refused: str | None = None  # by the vault, and said in the log since the start
 
     # What is due.
 
@@ -184,6 +185,8 @@ class Rotation:
             if any(self._saveable(table, target) for table in CARRIERS):
                 return
         old = [epoch for epoch in self._vault.epochs() if epoch < target]
+        if old:
+            self._check_sole(target)
         self._announce(target, old)
         for epoch in old:
             self._said[epoch] = self._vault.destroy_epoch(epoch)
@@ -212,6 +215,20 @@ class Rotation:
             ]
             self._ledger.commit("kek.destroyed", target=self._vault.owner, details=details, changes=changes)
             self._said.clear()
+
+    def _check_sole(self, target: int) -> None:
+        """Before anything is announced, so that the log never tells of a destruction which the vault then refuses. The
+        keeper tries again and again: one entry tells of all of that."""
+        try:
+            self._vault.check_sole()
+        except Denied as refusal:
+            if self._refused != refusal.code:
+                details: Details = {"code": refusal.code, "epoch": target, "reason": refusal.message}
+                with self._ledger.turn():
+                    self._ledger.append("kek.rotation", target=self._vault.owner, details=details, outcome="failure")
+                self._refused = refusal.code
+            raise
+        self._refused = None
 
     def _announce(self, target: int, old: Sequence[int]) -> None:
         """Store which epochs are about to be destroyed: the answer at the end tells of all of them, crash or not."""

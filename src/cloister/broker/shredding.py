@@ -16,7 +16,7 @@ from .assets import Assets
 from .decision import Instance
 from .knowledge import Knowledge, instance_change
 from .ledger import Ledger
-from .retention import Retention, check_held, overdue
+from .retention import Retention, check_held, check_unheld, overdue
 from .rotation import Rotation, fact
 from .state import Change, Row
 from .usage import KeyUse, Usage
@@ -53,18 +53,23 @@ class Shredder:
         """Destroy the keys of these versions, or of all. ``Rotation.finish`` has to follow; a crash can't prevent it.
 
         What was shredded before is told again, so that the command can be repeated. Raises Misuse for versions that
-        there are not, Denied("asset.held") under a hold; that refusal is logged.
+        there are not, Denied("asset.held") under a hold on it, or on what a run used together with it: without this
+        key no broker lets that run go on from its checkpoint. That refusal is logged.
         """
         self._usage.assets()  # most of the reading happens before others have to wait for the turn
+        if self._retention.held():
+            self._knowledge.used_names(())
         with self._ledger.turn():
             rows = self._chosen(name, versions)
+            fresh = [row for row in rows if row["shredded"] is None]
             try:
                 check_held(name, self._retention.held().get(name))
+                check_unheld(*self._evidence(fresh))
             except Denied as refusal:
                 details: dict[str, str | int] = {"code": refusal.code, "name": name, "reason": refusal.message}
                 self._ledger.append("asset.shredded", target=name, details=details, outcome="failure")
                 raise
-            told = self._destroy("asset.shredded", name, [r for r in rows if r["shredded"] is None], reason)
+            told = self._destroy("asset.shredded", name, fresh, reason)
             used = self._usage.assets()
         return {
             **told,
@@ -73,13 +78,24 @@ class Shredder:
         }
 
     def expire(self, row: Row) -> bool:
-        """The same for one version whose time is over; False if it was shredded, held or kept longer meanwhile."""
+        """The same for one version whose time is over; False if it was shredded, held or kept longer meanwhile, or a
+        run used it together with what is held."""
+        if self._evidence([row])[0]:
+            return False  # looked at again within the turn; what is kept for long keeps nobody waiting each time
         with self._ledger.turn():
             fresh = self._assets.known(bytes.fromhex(row["digest"]))
-            if not overdue([fresh], self._retention.held(), now=self._clock()):
+            if not overdue([fresh], self._retention.held(), now=self._clock()) or self._evidence([fresh])[0]:
                 return False
             self._destroy("asset.expired", row["name"], [fresh], "The time for which it may be kept is over.")
             return True
+
+    def _evidence(self, rows: Sequence[Row]) -> tuple[set[str], dict[str, str]]:
+        """Names of what is held and was used by a run together with one of these versions, and all holds. Within a
+        turn where something follows; it costs a look at every admitted run, and nothing where nothing is held."""
+        held = self._retention.held()
+        if not held or not rows:
+            return set(), held
+        return self._knowledge.used_names(held, beside={bytes.fromhex(row["digest"]) for row in rows}), held
 
     def _chosen(self, name: str, versions: Sequence[int] | None) -> list[Row]:
         rows = self._assets.versions(name)

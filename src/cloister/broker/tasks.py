@@ -62,7 +62,7 @@ class Reencryptions:
             check_held(name, self._retention.held().get(name))
         with self._ledger.turn():
             source, newest = self._source(name, version)
-            self._assets.manifest(bytes.fromhex(source["digest"]))  # Denied where it is shredded
+            _check_readable(source)
             running = self._running(name, source)
             task = running or self._start(name, source, newest["version"] + 1)
             details: dict[str, str | int] = {"name": name, "task": task["task"], "version": source["version"]}
@@ -150,6 +150,16 @@ class Reencryptions:
         if row is None:
             raise Misuse("task.none", "There is no such re-encryption.")
         return row
+
+
+def _check_readable(source: Row) -> None:
+    """An older version is not taken for a newest one that was shredded: what is in it may be what somebody ended."""
+    if source["shredded"] is not None:
+        raise Denied(
+            "asset.shredded",
+            f"The key of {source['name']} version {source['version']} was destroyed for good; an older version whose "
+            "key exists is re-encrypted only with --version.",
+        )
 
 
 def _ended(row: Row) -> Change:

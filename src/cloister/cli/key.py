@@ -209,7 +209,8 @@ def reencrypt(
         int | None, typer.Option("--version", min=1, help="From this version, where the newest one is lost.")
     ] = None,
     shred_old: Annotated[
-        bool, typer.Option("--shred-old", help="Then destroy the keys of all older versions.")
+        bool,
+        typer.Option("--shred-old", help="Then destroy the keys of older versions; one that was passed over is kept."),
     ] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="End one that was begun; its key is destroyed.")] = False,
     progress: ShowProgress = False,
@@ -238,6 +239,11 @@ def reencrypt(
     if done.shredded is not None:
         lines += [f"Version {v['version']} is shredded." for v in done.shredded.versions]
         lines += [f"Not to be recalled: {sentence}" for sentence in done.shredded.beyond_recall]
+    lines += [
+        f"VERSION {kept} IS KEPT: it was passed over for an older one. 'cloister key shred {name} --version {kept}' "
+        "destroys its key, too."
+        for kept in done.kept
+    ]
     return result(done.document(), lines, as_json=as_json)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "sweep_orphans",
     "unhold",
     "versions_to_shred",
+    "was_split",
 ]
 
 _FIRST, _LONGEST = 0.02, 0.5  # seconds between looks
@@ -105,7 +106,7 @@ def shred(home: Home, name: str, versions: list[int] | None, *, reason: str, pro
     except CloisterError as error:
         raise Unavailable(
             "shred.rotation", "The keys are removed already, but the rotation that closes old copies is not seen to its"
-            f" end: {error.message.rstrip('.')}; give the same command again.",
+            f" end: {error.message.rstrip('.')}; it goes on without this command.",
         ) from error  # fmt: skip
     last = rotation["last"] or {}
     remains = [str(sentence) for sentence in last.get("remains", [])]
@@ -176,6 +177,11 @@ def needs_passphrase(home: Home, party: str) -> bool:
     return bool(home.agent(party).keys()["driver"] == "file")
 
 
+def was_split(home: Home, party: str) -> bool:
+    """Whether recovery shares of the party's vault were ever made, as far as its broker knows."""
+    return bool(home.agent(party).keys()["recovery_split"])
+
+
 def rekey(home: Home, party: str, credential: str | None) -> dict[str, Any]:
     """A new master key for the party's vault; recovery shares made before don't open its file any more.
 
@@ -185,12 +191,14 @@ def rekey(home: Home, party: str, credential: str | None) -> dict[str, Any]:
 
 
 def find_orphans(home: Home, party: str) -> dict[str, Any]:
-    """How many keys the party's device holds that its vault file does not name; ``which`` is for ``sweep_orphans``."""
+    """How many keys the party's device holds that its vault file does not name: ``roots`` and ``keys`` of them can go,
+    ``kept`` stay, because ``assets`` may need them; ``which`` is for ``sweep_orphans``."""
     return {**home.agent(party).orphans(), "party": party}
 
 
 def sweep_orphans(home: Home, party: str, which: str) -> dict[str, Any]:
-    """Destroy them for good. Only where no other copy of the vault file is in use: to an older one they are its keys.
+    """Destroy those that can go. Only where no other copy of the vault file is in use: to an older one they are its
+    keys.
 
     Raises Misuse("sweep.changed") where the device holds others meanwhile, Untrusted("vault.rollback").
     """

@@ -34,6 +34,7 @@ from .keys import (
     sweep_orphans,
     unhold,
     versions_to_shred,
+    was_split,
 )
 from .logs import show_log, verify_log
 from .parties import create_party, list_parties, parse_card, publish, trust, unlock, vault_choice
@@ -96,4 +97,5 @@ __all__ = [
     "verify_bundle",
     "verify_log",
     "versions_to_shred",
+    "was_split",
 ]

@@ -16,13 +16,23 @@ from typing import Any
 from ..crypto import Envelope, sha256
 from ..crypto.merkle import RootHasher
 from ..crypto.streaming import StreamReader
-from ..errors import CloisterError, Denied, Malformed, Misuse, Unavailable, Untrusted
+from ..errors import CloisterError, Misuse, Unavailable, Untrusted
 from ..fields import Fields
-from ..sealed import MANIFEST_TYPE, Manifest, SealIdentity, associated_data, check_dek, file_key, verify_manifest
+from ..sealed import (
+    MANIFEST_TYPE,
+    Manifest,
+    SealIdentity,
+    associated_data,
+    check_dek,
+    file_key,
+    read_envelope,
+    verify_manifest,
+)
 from ..sealed.resume import ResumableSeal, SourceFile
 from .agent import OwnerAgent
 from .control import ControlClient
 from .keys import Shredded, shred
+from .lineage import Lineage
 from .progress import Progress, Step, silent
 from .sealing import SealedAsset, upload_again
 from .supervisor import Home
@@ -30,9 +40,10 @@ from .supervisor import Home
 __all__ = ["Reencrypted", "reencrypt", "work_name"]
 
 _BLOCK = 1 << 20
+# The store's word and nothing more: its operator may have what it denies. So what is advised leaves the key alone.
 _LOST = (
-    "The store does not have the ciphertext of this version: if its sealed folder is kept, upload that with 'cloister "
-    "seal'; if it is lost, re-encrypt an older version with --version."
+    "The store says that it does not have the ciphertext of this version: ask its operator, or upload the sealed "
+    "folder with 'cloister seal' if it is kept; --version re-encrypts an older version, and this one's key stays."
 )
 _REASON = "Replaced by a version under a fresh key."
 
@@ -40,16 +51,19 @@ _REASON = "Replaced by a version under a fresh key."
 @dataclass(frozen=True)
 class Reencrypted:
     """The new version, and what was shredded after it. ``source``: the version that it was made from; ``resumed``: an
-    earlier attempt was gone on with."""
+    earlier attempt was gone on with; ``kept``: older versions that were passed over for a still older one, and were
+    not shredded."""
 
     asset: SealedAsset
     source: int
     resumed: bool
     shredded: Shredded | None
+    kept: tuple[int, ...] = ()
 
     def document(self) -> dict[str, Any]:
         shredded = None if self.shredded is None else self.shredded.document()
-        return {**self.asset.document(), "resumed": self.resumed, "shredded": shredded, "source": self.source}
+        made = {"kept": list(self.kept), "resumed": self.resumed, "shredded": shredded, "source": self.source}
+        return {**self.asset.document(), **made}
 
     @property
     def from_older(self) -> bool:
@@ -63,42 +77,43 @@ def reencrypt(
     """A next version of ``name`` with the same files and terms under a fresh key, sealed and stored.
 
     ``version``: made from this one instead of the newest, for where the newest one's ciphertext is lost. ``shred_old``:
-    afterwards destroy the keys of all older versions. Contracts that name an older version need a new serial. Raises
-    Denied under a hold, Unavailable (disk, broker, store): the same command goes on then. Misuse("reencrypt.other")
-    where an earlier attempt from another version was gone on with first.
+    afterwards destroy the keys of older versions, but of none that was passed over for an older one. Contracts that
+    name an older version need a new serial. Raises Denied under a hold, Unavailable (disk, broker, store): the same
+    command goes on then. Unavailable ``reencrypt.other``, ``older``, ``shredded``: a version was stored, but it is not
+    what was asked for; nothing is shredded then.
     """
     party = Fields({"name": name}, "command").asset("name").partition("/")[0]
     agent = home.agent(party)
     _make_outbox(home.path / "outbox")
     stem = work_name(name)
     dest, work = home.path / "outbox" / stem, home.path / "outbox" / f".{stem}"
-    resumed = dest.is_dir()
+    resumed = _is_finished(agent, dest, work, name)
     if not resumed:
         with ResumableSeal(work) as seal:
-            resumed = _sealed_already(agent, seal, dest) or _seal(
+            resumed = _sealed_already(agent, seal, dest, name) or _seal(
                 agent, home.control(party), seal, dest, _Wish(name, version, shred_old), progress
             )
     asset = upload_again(home, dest, name, progress=progress)
-    source = _source_of(agent, asset)
-    if version not in (None, source):
-        raise Misuse(
+    line = Lineage.of(agent, name)
+    source = line.source(asset.version)
+    line.check_newest(asset.version)
+    _check_source(asset, source, wanted=asset.version - 1 if version is None else version)
+    if not shred_old:
+        return Reencrypted(asset, source, resumed, None)
+    older, kept = line.older(asset.version)
+    shredded = shred(home, name, older, reason=_REASON, progress=progress) if older else None
+    return Reencrypted(asset, source, resumed, shredded, kept)
+
+
+def _check_source(asset: SealedAsset, source: int, *, wanted: int) -> None:
+    """What an earlier attempt left may be of another version than the one that is wanted now."""
+    if source != wanted:
+        raise Unavailable(
             "reencrypt.other",
-            f"An earlier attempt was gone on with: {name} version {asset.version} is stored, made from version "
-            f"{source}; for one from version {version} give the same command again.",
+            f"An earlier attempt was finished: {asset.name} version {asset.version} is stored, made from version "
+            f"{source} and not from version {wanted}. Nothing was shredded; to re-encrypt version {wanted}, give the "
+            f"command with --version {wanted}.",
         )
-    shredded = _shred_older(home, asset, progress) if shred_old else None
-    return Reencrypted(asset, source, resumed, shredded)
-
-
-def _source_of(agent: OwnerAgent, asset: SealedAsset) -> int:
-    """The broker's word: a folder that an earlier attempt left says nothing of what it was made from."""
-    made = (t["source"] for t in agent.reencryptions()
-            if (t["name"], t["version"], t["state"]) == (asset.name, asset.version, "done"))  # fmt: skip
-    digest = next(made, None)
-    versions = [int(row["version"]) for row in agent.assets() if row["digest"] == digest]
-    if not versions:
-        raise Malformed("broker.answer", "The broker does not know this re-encryption; update the client.")
-    return versions[0]
 
 
 @dataclass(frozen=True)
@@ -122,19 +137,51 @@ def _make_outbox(outbox: Path) -> None:
         raise Unavailable("seal.outbox", "The home folder can't be written; check its permissions and space.") from None
 
 
-def _sealed_already(agent: OwnerAgent, seal: ResumableSeal, dest: Path) -> bool:
-    """Whether the broker took the manifest over before an earlier attempt could end."""
+def _is_finished(agent: OwnerAgent, dest: Path, work: Path, name: str) -> bool:
+    """Whether an earlier attempt left a signed folder to upload. One whose version was shredded since is removed."""
+    if not dest.is_dir():
+        return False
+    shredded = _is_shredded(agent, read_envelope(dest).digest, name)
+    if shredded is None:
+        raise Misuse(
+            "reencrypt.unknown",
+            f"The folder {dest} is of a version that this broker does not know; move it away, then try again.",
+        )
+    if shredded:
+        _discard(dest, work)
+    return not shredded
+
+
+def _sealed_already(agent: OwnerAgent, seal: ResumableSeal, dest: Path, name: str) -> bool:
+    """Whether the broker took the manifest over before an earlier attempt could end, and still has its key."""
     payload = seal.draft()
     if payload is None:
         return False
-    try:
-        envelope = agent.signed_manifest(Envelope(MANIFEST_TYPE, payload).digest)
-    except Denied as unknown:
-        if unknown.code != "asset.unknown":
-            raise
+    digest = Envelope(MANIFEST_TYPE, payload).digest
+    shredded = _is_shredded(agent, digest, name)
+    if shredded:
+        seal.discard()
+    if shredded is None or shredded:
         return False
-    seal.publish(envelope, dest)
+    seal.publish(agent.signed_manifest(digest), dest)
     return True
+
+
+def _is_shredded(agent: OwnerAgent, digest: bytes, name: str) -> bool | None:
+    """By the broker's word; None where it has no such version of this asset."""
+    found = (row["shredded"] for row in agent.assets() if (row["digest"], row["name"]) == (digest.hex(), name))
+    return next((when is not None for when in found), None)
+
+
+def _discard(dest: Path, work: Path) -> None:
+    """Remove a folder that nobody can open any more. It loses its name first: half of it is never taken for a whole."""
+    with ResumableSeal(work) as seal:
+        seal.discard()
+        try:
+            dest.rename(work / "discarded")
+        except OSError:
+            raise Unavailable("seal.outbox", "The outbox can't be written; check its permissions.") from None
+        seal.discard()
 
 
 def _seal(
@@ -231,13 +278,3 @@ class _Old:
 
 def _other() -> Untrusted:
     return Untrusted("sealed.root", "The store gave other ciphertext than the manifest names; seal the files anew.")
-
-
-def _shred_older(home: Home, asset: SealedAsset, progress: Progress) -> Shredded | None:
-    rows = home.agent(asset.name.partition("/")[0]).assets()
-    older = [
-        int(row["version"])
-        for row in rows
-        if row["name"] == asset.name and row["version"] < asset.version and row["shredded"] is None
-    ]
-    return shred(home, asset.name, older, reason=_REASON, progress=progress) if older else None

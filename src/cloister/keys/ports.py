@@ -139,7 +139,12 @@ class KeyVault(Protocol):
     def destroy_epoch(self, epoch: int) -> str | None:
         """Forget an older KEK: what is wrapped under it can't be unwrapped here any more. Returns what is out of
         reach, in one sentence, or None (``KekDriver.destroy``). Raises Misuse for the newest epoch, Denied
-        (``vault.copies``) while a restored copy of this vault and the one that was restored may both be in use."""
+        (``vault.copies``, ``vault.unlisted``) while a restored copy of this vault and the one that was restored may
+        both be in use."""
+        ...
+
+    def check_sole(self) -> None:
+        """Raises what ``destroy_epoch`` would in that case, and destroys nothing."""
         ...
 
     def secret_names(self) -> tuple[str, ...]: ...

@@ -27,8 +27,9 @@ from .vault import Vault
 __all__ = ["Restored", "restore_root", "split_root"]
 
 _SHARED = (
-    "The file as it was before still opens in this device, so no KEK is destroyed there until 'cloister key sweep', "
-    "given for the one of the two that is in use, closes the other for good."
+    "The file as it was before still opens in this device, so no KEK is destroyed there for now. Stop the broker over "
+    "the other file for good, then give 'cloister key sweep' for the one that is in use: it destroys the other's root "
+    "key, so that the other opens with its recovery shares only, and keeps the KEKs that any key may still need."
 )
 
 
@@ -127,7 +128,11 @@ def _join(document: VaultDocument, shares: Sequence[str]) -> bytes:
     """The master key."""
     made = document.recovery
     if made is None:
-        raise Misuse("recovery.none", "This vault file was never split into shares; find a backup that was.")
+        raise Misuse(
+            "recovery.none",
+            "This vault file has no recovery shares: it was never split, or was given a new master key since; find a "
+            "copy from between the split and that.",
+        )
     set_id, secret = join_shares(shares)
     other = Untrusted("recovery.other", "These shares are of another vault, or of another split than this file's.")
     if set_id != made.set_id:
@@ -226,7 +231,8 @@ def _told(old: VaultDocument, new: VaultDocument, used: Collection[int]) -> Rest
     if newer:
         notes.append(
             f"This backup lacks the KEKs of {len(newer)} epochs that the broker has keys under: those open again only "
-            "when another copy of the file, which has them, is restored."
+            "when another copy of the file, which has them, is restored. Look for one: the device may still hold those "
+            "KEKs, and 'cloister key sweep' keeps them while keys are under them."
         )
     if lost_keys:
         notes.append(f"Signing keys that never left the lost device must be replaced: {', '.join(lost_keys)}.")

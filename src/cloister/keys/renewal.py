@@ -15,6 +15,10 @@ from .vault import OpenVault, Vault
 __all__ = ["check_credential", "rekey"]
 
 _OLD_COPIES = (
+    "Copies of the vault file that were made before still open with the passphrase of their time, and give all that "
+    "the file held then."
+)
+_OLD_COPIES_AND_SHARES = (
     "Copies of the vault file that were made before still open with the passphrase or the recovery shares of their "
     "time, and give all that the file held then."
 )
@@ -32,13 +36,13 @@ def check_credential(vault: Vault, credential: bytes) -> None:
         open_passphrase(document, document.unlock, credential)
 
 
-def rekey(vault: Vault, credential: bytes) -> tuple[str, ...]:
+def rekey(vault: Vault, credential: bytes, *, split: bool = True) -> tuple[str, ...]:
     """Seal everything anew under a new master key, which no copy of the file from before holds: not with its
     passphrase, nor with recovery shares. Shares must be made again (``split_root``).
 
     ``credential``: the present passphrase of a file vault; a device needs none, it is connected. What an old copy
     holds stays known to whoever opened it: rotate the KEK and replace signing keys and secrets as well. Returns what is
-    out of reach, in sentences.
+    out of reach, in sentences; ``split``: whether recovery shares were ever made, as far as the caller knows.
 
     Raises Denied (``vault.passphrase``) and what the device raises. The file changes as a whole or not at all.
     """
@@ -47,9 +51,9 @@ def rekey(vault: Vault, credential: bytes) -> tuple[str, ...]:
         unlock = held.document.unlock
         if isinstance(unlock, PassphraseUnlock):
             _rekey_file(vault, held, fresh, unlock, credential)
-            return (_OLD_COPIES,)
+            return (_OLD_COPIES_AND_SHARES if split else _OLD_COPIES,)
         remains = _rekey_device(vault, held, fresh, unlock)
-    return tuple(sentence for sentence in (_OLD_SHARES, remains) if sentence is not None)
+    return tuple(sentence for sentence in (_OLD_SHARES if split else None, remains) if sentence is not None)
 
 
 def _rekey_file(vault: Vault, held: OpenVault, fresh: VaultKeys, unlock: PassphraseUnlock, passphrase: bytes) -> None:

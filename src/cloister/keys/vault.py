@@ -14,6 +14,7 @@ from ..errors import CloisterError, Denied, Misuse, Unavailable, Untrusted
 from .document import VaultDocument, VaultKeys
 from .entries import DeviceKey, Kek, Secret, check_name
 from .models import DEK_SIZE, KeyInfo, WrappedKey, wrap_context
+from .orphans import Swept, all_orphans, check_sole, other_roots, sweep
 from .ports import KekDriver, SigningDriver
 from .storage import locked, read_file, replace_file
 from .usage import CountedSigner, Usage
@@ -150,7 +151,7 @@ class Vault:
             gone = [kek for kek in document.keks[:-1] if kek.epoch == epoch]
             if not gone:
                 raise Misuse("vault.epoch", "Only an older epoch that the vault holds can be destroyed; rotate first.")
-            self._check_sole(held)
+            check_sole(held.document, held.driver)
             kept = tuple(kek for kek in document.keks if kek.epoch != epoch)
             return self._give_up(replace(document, keks=kept), gone[0].handle, document.kek_id)
 
@@ -211,12 +212,21 @@ class Vault:
         A crash or a full disk left it there, or **another copy of the file uses it**: the two look alike.
         """
         held = self._held()
-        document = held.document
-        found = [h for line in (document.kek_id, document.vault.hex()) for h in held.driver.list(line)]
-        return tuple(handle for handle in found if handle not in document.handles())
+        return all_orphans(held.document, held.driver)
 
-    def sweep_orphans(self, *, known_revision: int, among: Collection[bytes] | None = None) -> tuple[str, ...]:
-        """Destroy the ``orphans``, or those ``among`` these. Returns what is out of reach, one sentence a key.
+    def other_roots(self) -> tuple[bytes, ...]:
+        """Those of the ``orphans`` that are root keys. A file whose root key is gone opens with its recovery shares, if
+        there are any, and with nothing else."""
+        held = self._held()
+        return other_roots(held.document, held.driver)
+
+    def check_sole(self) -> None:
+        """Raises Denied (``vault.copies``, ``vault.unlisted``) where ``destroy_epoch`` would. Only looks."""
+        held = self._held()
+        check_sole(held.document, held.driver)
+
+    def sweep_orphans(self, *, known_revision: int, among: Collection[bytes] | None = None) -> Swept:
+        """Destroy the ``orphans``, or those ``among`` these; which ones it were, and what stopped it.
 
         To an **older or a restored copy** of the file, keys in use look like orphans, and nothing in that copy's own
         folder tells. So nothing calls this by itself: whoever does must know that no other copy of the file is in use,
@@ -226,9 +236,7 @@ class Vault:
             document = held.document
             if document.revision < known_revision:
                 raise Untrusted("vault.rollback", "The vault file is an older copy: what it lacks may be in use.")
-            found = [handle for handle in self.orphans() if among is None or handle in among]
-            remains = [held.driver.destroy(handle) for handle in found]
-            return tuple(sentence for sentence in remains if sentence is not None)
+            return sweep(held.driver, [h for h in self.orphans() if among is None or h in among])
 
     def finish(self) -> None:
         """Destroy what a crash kept from being destroyed. ``open_vault`` calls it."""
@@ -264,18 +272,6 @@ class Vault:
         if old is not None and not replace:
             raise Misuse("vault.secret_exists", "The vault has a key of that name; replacing it must be asked for.")
         return old
-
-    @staticmethod
-    def _check_sole(held: OpenVault) -> None:
-        """A restored file gets a root key of its own, and the old one stays in the device. So while the device holds
-        two, there may be two files that need the same KEKs; the owner ends that with ``sweep_orphans``."""
-        named = held.document.handles()
-        if any(handle not in named for handle in held.driver.list(held.document.vault.hex())):
-            raise Denied(
-                "vault.copies",
-                "The device holds another root key of this vault, so a copy of its file may be in use and no KEK is "
-                "destroyed; 'cloister key sweep' says that this file is the one in use.",
-            )
 
     @contextmanager
     def _exclusive(self) -> Iterator[OpenVault]:
