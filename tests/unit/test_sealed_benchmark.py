@@ -10,7 +10,8 @@ import pytest
 from benchmarks import sealed_io
 
 PROMISED = {
-    "read_vs_limit", "read_vs_limit_2t", "read_vs_touched_map", "read_vs_tink", "read_vs_tink_in_pieces",
+    "read_vs_limit", "read_vs_limit_2t", "read_vs_touched_map", "read_vs_tink", "read_vs_tink_2t",
+    "read_vs_tink_in_pieces", "read_vs_tink_in_pieces_2t",
     "read_untrusted_vs_limit",
     "read_untrusted_vs_limit_2t", "read_with_roots_vs_limit", "read_with_roots_vs_limit_2t", "write_vs_limit",
     "write_vs_limit_2t", "random_read_ratio", "random_read_1t_ratio", "random_read_untrusted_ratio",
