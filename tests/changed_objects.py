@@ -77,16 +77,21 @@ class World:
     place: Path
 
 
+def _resize(segment_size: int) -> None:
+    object.__setattr__(FORM, "segment_size", segment_size)
+    FORM.__post_init__()
+
+
 @contextmanager
 def small_segments() -> Iterator[None]:
     """While it lasts, nothing that has real segments may be used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checker, "_BLOCK", SEGMENT)
-        object.__setattr__(FORM, "segment_size", SEGMENT)
+        _resize(SEGMENT)
         try:
             yield
         finally:
-            object.__setattr__(FORM, "segment_size", 1 << 20)
+            _resize(1 << 20)
 
 
 def build(folder: Path) -> World:
