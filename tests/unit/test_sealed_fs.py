@@ -200,3 +200,20 @@ def test_safetensors_are_read_into_their_own_memory(tmp_path: Path) -> None:
     with made.open() as sealed, sealed.open("model.safetensors") as file:
         found = read_tensors("model.safetensors", file, file.size)
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_buffers_are_what_a_read_gives(fs: SealedFileSystem) -> None:
+    """pyarrow takes them instead of bytes; what was decrypted beyond the end of one is neither shown nor skipped."""
+    plain = FILES["data/train.csv"]
+    moves = [(0, 10), (5, 0), (7, 16 * 1024), (3, 16 * 1024 + 1), (100, MIB), (MIB - 50, 3 * MIB), (len(plain) - 3, 9)]
+    with fs.open("data/train.csv") as file:
+        for at, size in moves:
+            file.seek(at)
+            found = file.read_buffer(size)
+            assert isinstance(found, memoryview)
+            assert bytes(found) == plain[at : at + size]
+            assert file.tell() == min(at + size, len(plain))
+            assert file.read(5) == plain[at + size : at + size + 5]
+        file.seek(11)
+        assert bytes(file.read_buffer(-1)) == plain[11:]
+        assert bytes(file.read_buffer(100)) == b""

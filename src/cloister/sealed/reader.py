@@ -81,6 +81,16 @@ class SealedFile(io.BufferedReader):
             self.readinto(view)
         return out.getvalue()
 
+    def read_buffer(self, size: int, /) -> memoryview:
+        """``read`` for those who take any buffer, as pyarrow asks for it: in memory that nobody had to clear before.
+        For that, whole buffers are read: some bytes more than were asked for are decrypted, and not given out."""
+        if size < 0:
+            return memoryview(self.read())
+        at = self.tell()
+        found = memoryview(super().read(-(-size // _BUFFER) * _BUFFER))[:size]
+        self.seek(at + len(found))
+        return found
+
     def segments(self) -> Iterator[memoryview]:
         """The rest of the file piece by piece, each up to the end of a segment and valid until the next is asked for.
 
