@@ -155,7 +155,7 @@ class Shredder:
     def _may_hold(self, instance: Instance, digests: set[bytes]) -> bool:
         """Where that can't be told it may: a lease too many that ends costs a restart, one too few a key."""
         used = self._knowledge.job_assets(instance.job)
-        return used is None or bool(digests & used)
+        return used is None or not used.isdisjoint(digests)
 
     def _ended_tasks(self, name: str, sources: set[str]) -> list[Change]:
         """A re-encryption that reads what is shredded can't go on, and the key that it made for the copy goes, too."""
