@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -17,11 +17,11 @@ from cloister.audit import AuditLog
 from cloister.broker.state import State
 from cloister.broker.wrapped import is_gone
 from cloister.crypto import parse_canonical
-from cloister.errors import Denied
+from cloister.errors import Denied, Unavailable
 from cloister.keys import KeyVault, WrappedKey
 from tests.broker_party import Party
 
-__all__ = ["Killed", "copy_state", "deks", "dies_at", "many", "openable"]
+__all__ = ["Killed", "copy_state", "deks", "dies_at", "disk_full", "many", "openable"]
 
 
 def many(party: Party, folder: Path, count: int, name: str = "hospital/set", **options: Any) -> list[bytes]:
@@ -111,3 +111,8 @@ def dies_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]
         patch.setattr(AuditLog, "append", wrap("log", AuditLog.append))
         patch.setattr(cloister.keys.vault, "replace_file", wrap("vault", cloister.keys.vault.replace_file))
         yield steps
+
+
+def disk_full(*_: object, **__: object) -> NoReturn:
+    """In place of whatever writes."""
+    raise Unavailable("storage.full", "The disk is full; free space, then try again.")

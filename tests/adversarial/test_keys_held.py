@@ -13,7 +13,7 @@ from cloister.errors import Denied, Malformed, Unavailable, Untrusted
 from cloister.keys import CHECKPOINT
 from tests.broker_party import TERMS
 from tests.broker_world import NOW, World, nothing_granted
-from tests.key_chores import copy_state, deks
+from tests.key_chores import copy_state, deks, disk_full
 
 pytest_plugins = ["tests.broker_fixtures"]
 
@@ -152,11 +152,8 @@ def test_a_hold_comes_while_the_destruction_of_checkpoints_waits_for_the_disk(
     world.workload().run()
     before = life.vault.secret(CHECKPOINT)
 
-    def full(*_: object, **__: object) -> None:
-        raise Unavailable("storage.full", "The disk is full; free space, then try again.")
-
     with monkeypatch.context() as patch:
-        patch.setattr(life.vault, "put_secret", full)
+        patch.setattr(life.vault, "put_secret", disk_full)
         with pytest.raises(Unavailable):
             life.roots.shred_checkpoints("leaked")
     hold(world)

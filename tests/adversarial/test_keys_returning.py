@@ -15,7 +15,7 @@ from cloister.keys import CHECKPOINT
 from cloister.sealed import Manifest, Sealed, SealIdentity, seal_object
 from tests.broker_party import Party
 from tests.broker_world import NOW, World, nothing_granted
-from tests.key_chores import deks
+from tests.key_chores import deks, disk_full
 
 pytest_plugins = ["tests.broker_fixtures"]
 
@@ -117,11 +117,8 @@ def test_a_share_is_fetched_while_the_destruction_of_checkpoints_waits_for_the_d
     life = party.broker.lifecycle
     before = life.vault.secret(CHECKPOINT)
 
-    def full(*_: object, **__: object) -> None:
-        raise Unavailable("storage.full", "The disk is full; free space, then try again.")
-
     with monkeypatch.context() as patch:
-        patch.setattr(life.vault, "put_secret", full)
+        patch.setattr(life.vault, "put_secret", disk_full)
         with pytest.raises(Unavailable):
             life.roots.shred_checkpoints("leaked")
         life.keeper.look()

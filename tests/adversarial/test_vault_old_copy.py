@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,13 @@ from tests.softhsm import MODULE, SoftHsm
 pytest_plugins = ["tests.broker_fixtures"]
 NAME = "hospital/queries"
 DIGEST = b"d" * 32
+
+
+@contextmanager
+def an_hsm(folder: Path) -> Iterator[DriverConfig]:
+    with SoftHsm(folder / "hsm") as hsm:
+        hsm.create("owner", PIN)
+        yield DriverConfig("pkcs11", {"module": MODULE, "token": "owner", "mechanism": "aes-kwp"})
 
 
 class Owner:
@@ -63,10 +72,8 @@ def test_an_old_home_destroys_nothing_in_the_device(tmp_path: Path, monkeypatch:
 
 
 def test_an_old_home_destroys_nothing_in_an_hsm(tmp_path: Path) -> None:
-    with SoftHsm(tmp_path / "hsm") as hsm:
-        hsm.create("owner", PIN)
-        options = {"module": MODULE, "token": "owner", "mechanism": "aes-kwp"}
-        an_old_home_is_started(Owner(tmp_path, DriverConfig("pkcs11", options)))
+    with an_hsm(tmp_path) as config:
+        an_old_home_is_started(Owner(tmp_path, config))
 
 
 def test_a_started_drill_leaves_the_root_key_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +132,8 @@ def test_a_drill_that_rotates_destroys_nothing_in_the_device(tmp_path: Path, mon
 
 
 def test_a_drill_that_rotates_destroys_nothing_in_an_hsm(tmp_path: Path) -> None:
-    with SoftHsm(tmp_path / "hsm") as hsm:
-        hsm.create("owner", PIN)
-        options = {"module": MODULE, "token": "owner", "mechanism": "aes-kwp"}
-        a_drill_rotates(Owner(tmp_path, DriverConfig("pkcs11", options)))
+    with an_hsm(tmp_path) as config:
+        a_drill_rotates(Owner(tmp_path, config))
 
 
 def test_a_drill_that_shreds_leaves_the_kek_to_the_vault_in_use(
