@@ -125,6 +125,24 @@ def test_a_second_thread_does_not_wait(world: World, monkeypatch: pytest.MonkeyP
     assert rotation.progress()["running"] is False
 
 
+def test_whoever_reads_that_it_is_over_reads_what_it_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rotation = world.hospital.broker.lifecycle.rotation
+    rotation.begin("demand")
+
+    def ending_just_then(ledger: Any, name: str) -> Any:
+        found = fact(ledger, name)
+        if name in ("rotation", "destroyed"):
+            monkeypatch.undo()
+            rotation.rotate()
+        return found
+
+    # The keeper's thread ends the rotation right after the first of the two facts was read.
+    monkeypatch.setattr("cloister.broker.rotation.fact", ending_just_then)
+    progress = rotation.progress()
+    assert progress["pending"] or progress["last"] is not None
+    assert rotation.progress()["pending"] is False
+
+
 def test_an_unreachable_vault_is_said_and_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     life = world.hospital.broker.lifecycle
     before = deks(world.hospital)

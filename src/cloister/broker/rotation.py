@@ -255,6 +255,8 @@ class Rotation:
 
     def progress(self) -> dict[str, Any]:
         """``running``: a thread works on it; ``pending``: it is not finished; ``last``: what the last one left."""
+        # First of all: the same commit ends it and says what it left, so that whoever reads "not pending" reads that too.
+        pending = self.pending
         now = self._progress
         return {
             "done": now.done,
@@ -262,7 +264,7 @@ class Rotation:
             "epochs": list(self._vault.epochs()),
             "error": now.error,
             "last": fact(self._ledger, "destroyed"),
-            "pending": self.pending,
+            "pending": pending,
             "running": self._working.locked(),
             "total": max(now.total, now.done),
         }
