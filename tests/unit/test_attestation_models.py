@@ -109,4 +109,4 @@ def test_claims_go_on_the_wire_as_plain_json():
     body = claims.to_wire()
     assert body["notes"] == ["note"]
     assert body["level"] == "none"
-    assert set(body) == {f.name for f in Claims.__dataclass_fields__.values()}
+    assert set(body) == {f.name for f in Claims.__dataclass_fields__.values()} - {"devices"}  # submodules of their own

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..crypto import canonical_json, constant_time_equal, frame, sha256
 from ..errors import Malformed, Untrusted
+from .models import MAX_ADDITIONAL
 
 __all__ = [
     "MAX_ADDITIONAL",
@@ -37,7 +38,6 @@ MIN_NONCE = 16
 MAX_NONCE = 256
 MAX_TEE_PUBKEY = 4096
 """Bytes of the JWK in canonical form; an RSA-4096 JWK has about 750."""
-MAX_ADDITIONAL = 64 * 1024
 
 _LABEL = "cloister/attest/v1"
 _RANDOM = 32

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..crypto import canonical_json, parse_canonical, random_bytes, sha256
 from ..errors import Denied, Malformed, Misuse, Unavailable, Untrusted
-from .models import MAX_EVENTS, MAX_EVIDENCE
+from .models import MAX_ADDITIONAL, MAX_EVENTS
 
 __all__ = ["PCR_START", "Journal", "OpenedLog", "event_digest", "extend_pcr", "open_log", "replay"]
 
@@ -56,7 +56,7 @@ class OpenedLog:
 
 def open_log(additional: str) -> OpenedLog:
     """Parse additional evidence strictly. Raises Malformed for its form, Untrusted if an opened event isn't in it."""
-    body = parse_canonical(additional.encode(), limit=MAX_EVIDENCE)
+    body = parse_canonical(additional.encode(), limit=MAX_ADDITIONAL)
     cloister = _fields(_fields(body, {"cloister"})["cloister"], {"events", "agent", "launch"})
     kinds, digests = _parse_list(cloister["events"])
     agent = _parse_event(cloister["agent"], "agent", _AGENT)

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-from ..crypto import canonical_json
+from ..crypto import canonical_json, frame, sha256
 from ..errors import Malformed
 
 __all__ = [
     "LEVELS",
+    "MAX_ADDITIONAL",
+    "MAX_DEVICES",
     "MAX_EVENTS",
     "MAX_EVIDENCE",
     "Claims",
+    "Device",
     "Evidence",
+    "Fact",
     "Level",
     "ReferenceValues",
+    "guest_digest",
     "level_rank",
 ]
 
-MAX_EVIDENCE: Final = 64 * 1024
+MAX_ADDITIONAL: Final = 160 * 1024
+"""Bytes of additional evidence: the event log, and what several GPUs say with their certificates."""
+MAX_EVIDENCE: Final = 192 * 1024
 """Bytes of one piece of evidence, primary and additional together."""
 MAX_EVENTS: Final = 512
-"""Events in one log: as many as fit, with everything else, into ``MAX_EVIDENCE`` and one line of the node's socket."""
+"""Events in one log: as many as fit, with everything else, into 64 KiB and one line of the node's socket."""
+MAX_DEVICES: Final = 32
 _MAX_REFERENCES: Final = 1000
 _MAX_PCRS: Final = 24
 
+Fact: TypeAlias = "bool | int | str | list[str]"
 Level = Literal["none", "tpm", "cpu-tee", "gpu-tee"]
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 """Assurance levels, weakest first (DESIGN §2)."""
@@ -58,7 +68,7 @@ class Evidence:
             raise Malformed("evidence.tee", "The evidence does not name a platform.")
         if not isinstance(self.primary, dict) or not isinstance(self.additional, str):
             raise Malformed("evidence.form", "The evidence is not an object with primary and additional evidence.")
-        if len(self.additional) > MAX_EVIDENCE or len(_encoded(self.primary, self.additional)) > MAX_EVIDENCE:
+        if len(self.additional) > MAX_ADDITIONAL or len(_encoded(self.primary, self.additional)) > MAX_EVIDENCE:
             raise Malformed("evidence.size", f"The evidence is longer than {MAX_EVIDENCE} bytes.")
 
     @classmethod
@@ -79,6 +89,48 @@ def _encoded(primary: dict[str, Any], additional: str) -> bytes:
     return canonical_json(primary) + additional.encode()
 
 
+def guest_digest(tee: str, measurements: Mapping[str, str]) -> str:
+    """One digest over what a TEE measured when a guest was launched: the ``agent`` of its claims, hex.
+
+    ``measurements``: hex by name, for SNP ``launch``, for TDX ``mrtd`` and ``rtmr0`` to ``rtmr2``. Names are sorted
+    and framed with the values, so no other set of measurements has the same digest.
+    """
+    parts: list[str | bytes] = [tee]
+    for name in sorted(measurements):
+        parts += [name, bytes.fromhex(measurements[name])]
+    return sha256(frame("cloister/guest/v1", *parts)).hex()
+
+
+@dataclass(frozen=True)
+class Device:
+    """One attested piece of hardware: a submodule of the result, and what owners' appraisal policies look at.
+
+    ``name``: cpu0, tpm0, gpu0, nvswitch0 … ``tee``: its platform. ``identity``: lower-case hex that names this very
+    piece for good, empty where it has no such name. ``measurements``: hex by name. ``facts``: flat, dotted names; only
+    what a signature proved stands there. ``hardware`` and ``notes`` are for people.
+    """
+
+    name: str
+    tee: str
+    identity: str = ""
+    measurements: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Fact] = field(default_factory=dict)
+    hardware: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        """As a JSON object, for tokens and the log."""
+        return {
+            "facts": dict(self.facts),
+            "hardware": self.hardware,
+            "identity": self.identity,
+            "measurements": dict(self.measurements),
+            "name": self.name,
+            "notes": list(self.notes),
+            "tee": self.tee,
+        }
+
+
 @dataclass(frozen=True)
 class Claims:
     """What a verifier found to be authentic. Digests are lower-case hex; ``pcrs`` maps "0" … to hex.
@@ -97,9 +149,10 @@ class Claims:
     pcrs: dict[str, str] = field(default_factory=dict)
     hardware: str = ""
     notes: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
-        """As a JSON object, for tokens and the log."""
+        """As a JSON object, for tokens and the log; the devices stand in submodules of their own."""
         return {
             "agent": self.agent,
             "attester": self.attester,

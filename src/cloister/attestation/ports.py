@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from .models import Claims, Evidence
+from .models import Claims, Device, Evidence
 
-__all__ = ["Attester", "Verifier"]
+__all__ = ["Attester", "DeviceVerifier", "Verifier"]
 
 
 class Verifier(Protocol):
@@ -23,6 +23,18 @@ class Verifier(Protocol):
         proven; whether that is *enough* is ``appraise``'s question. Raises Malformed for bytes that break the
         strict form, Untrusted where a signature, digest or binding does not hold. It never returns partial claims.
         """
+        ...
+
+
+class DeviceVerifier(Protocol):
+    """Turns what further devices say, GPUs for one, into devices. It knows nothing of workloads: see ``composite``."""
+
+    kind: str
+    """The member of the additional evidence's JSON object that it reads."""
+
+    def verify(self, evidence: Any, device: bytes, *, now: int) -> tuple[Device, ...]:
+        """Check that the devices' evidence is authentic, and that each signed ``device`` (``binding.device_data``, 32
+        bytes) as its nonce. Raises as ``Verifier.verify``; it never returns some of the devices."""
         ...
 
 

@@ -8,6 +8,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from ..errors import Malformed, Untrusted
 from .framing import sha256
@@ -17,6 +18,7 @@ __all__ = [
     "SigningKey",
     "ecdsa_public_der",
     "fingerprint",
+    "raw_ecdsa",
     "rsa_public_der",
     "verify_ed25519",
     "verify_hardware_signature",
@@ -115,6 +117,14 @@ def verify_hardware_signature(
             raise Malformed("key.kind", "A hardware key is neither ECDSA nor RSA of at least 2048 bits.")
     except InvalidSignature:
         raise Untrusted("signature.invalid", "A signature does not verify.") from None
+
+
+def raw_ecdsa(signature: bytes) -> bytes:
+    """An ECDSA signature r ‖ s, both big-endian and of equal length, as DER (RFC 3279 §2.2.3)."""
+    half, odd = divmod(len(signature), 2)
+    if odd or not 32 <= half <= 66:
+        raise Malformed("signature.size", "An ECDSA signature does not have the size of its curve.")
+    return encode_dss_signature(int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big"))
 
 
 def ecdsa_public_der(curve: str, x: bytes, y: bytes) -> bytes:

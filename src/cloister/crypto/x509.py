@@ -1,0 +1,344 @@
+"""X.509 certificates and CRLs of hardware vendors (RFC 5280), judged at a clock that the caller gives.
+
+Written for the short, fixed chains of attestation, not for the web: no names are matched, the root is known by its
+key (SHA-256 of its SubjectPublicKeyInfo), and what isn't understood is refused. A check returns or raises.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.x509.oid import ExtensionOID
+
+from ..errors import Malformed, Untrusted
+from . import pem
+from .framing import sha256
+
+__all__ = [
+    "Certificate",
+    "Crl",
+    "read_certificate",
+    "read_certificates",
+    "read_crl",
+    "verify_chain",
+    "verify_crl",
+]
+
+# AMD's older chips have certificates with serial number 0, which RFC 5280 §4.1.2.2 doesn't allow. They are known by
+# issuer and contents, so the number does no harm; the library's word about it would only fill a broker's error output.
+warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
+
+T = TypeVar("T", bound=x509.ExtensionType)
+_MAX_CERTIFICATE = 16 * 1024
+_MAX_CRL = 1024 * 1024
+_MAX_CHAIN = 8
+_MIN_RSA, _MAX_RSA = 2048, 8192
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_NAMES = {x509.NameOID.COMMON_NAME: "CN", x509.NameOID.ORGANIZATION_NAME: "O", x509.NameOID.SERIAL_NUMBER: "SN"}
+# Critical extensions that are checked below, or restrict nothing that matters to a chain of fixed roots.
+_UNDERSTOOD = {
+    ExtensionOID.BASIC_CONSTRAINTS.dotted_string,
+    ExtensionOID.KEY_USAGE.dotted_string,
+}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A parsed certificate. Nothing about it is true until ``verify_chain`` returned. Times are POSIX seconds."""
+
+    der: bytes
+    subject: str
+    issuer: str
+    serial: int
+    not_before: int
+    not_after: int
+    spki: bytes = field(repr=False)
+    _parsed: x509.Certificate = field(repr=False, compare=False)
+    _extensions: Mapping[str, bytes] = field(repr=False, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the whole certificate, hex."""
+        return sha256(self.der).hex()
+
+    @property
+    def key_fingerprint(self) -> str:
+        """SHA-256 of the SubjectPublicKeyInfo, hex: what is pinned."""
+        return sha256(self.spki).hex()
+
+    @property
+    def subject_attributes(self) -> dict[str, str]:
+        """Common name (CN), organization (O) and serial number (SN), where the subject has exactly one of each."""
+        found: dict[str, str] = {}
+        for oid, name in _NAMES.items():
+            values = self._parsed.subject.get_attributes_for_oid(oid)
+            if len(values) == 1 and isinstance(values[0].value, str):
+                found[name] = values[0].value
+        return found
+
+    def extension(self, oid: str) -> bytes | None:
+        """The raw value (DER) of the extension with this dotted OID; None where there is none."""
+        return self._extensions.get(oid)
+
+
+@dataclass(frozen=True)
+class Crl:
+    """A parsed revocation list. It says nothing until ``verify_crl`` returned. Times are POSIX seconds."""
+
+    der: bytes
+    issuer: str
+    this_update: int
+    next_update: int
+    _parsed: x509.CertificateRevocationList = field(repr=False, compare=False)
+
+    def revoked(self, serial: int) -> bool:
+        """Whether the list names this serial number."""
+        return self._parsed.get_revoked_certificate_by_serial_number(serial) is not None
+
+
+def read_certificate(data: bytes) -> Certificate:
+    """One certificate, as DER or as exactly one PEM block. Raises Malformed."""
+    found = pem.one(data, b"CERTIFICATE", _MAX_CERTIFICATE)
+    try:
+        parsed = x509.load_der_x509_certificate(found)
+        if parsed.public_bytes(serialization.Encoding.DER) != found:
+            raise _bad("certificate")
+        extensions = {e.oid.dotted_string: e.value.public_bytes() for e in parsed.extensions}
+        return Certificate(
+            der=found,
+            subject=parsed.subject.rfc4514_string(),
+            issuer=parsed.issuer.rfc4514_string(),
+            serial=parsed.serial_number,
+            not_before=int(parsed.not_valid_before_utc.timestamp()),
+            not_after=int(parsed.not_valid_after_utc.timestamp()),
+            spki=parsed.public_key().public_bytes(
+                serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+            ),
+            _parsed=parsed,
+            _extensions=extensions,
+        )
+    except Malformed:
+        raise
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise _bad("certificate") from None
+
+
+def read_certificates(bundle: bytes, *, limit: int = _MAX_CHAIN) -> tuple[Certificate, ...]:
+    """The certificates of a PEM bundle, in its order: 1 to ``limit``. Text between the blocks is refused."""
+    if len(bundle) > limit * _MAX_CERTIFICATE * 2:
+        raise Malformed("x509.size", "A certificate bundle is too long.")
+    found = pem.blocks(bundle, b"CERTIFICATE")
+    if not 1 <= len(found) <= limit:
+        raise Malformed("x509.count", f"A certificate bundle must hold 1 to {limit} certificates.")
+    return tuple(read_certificate(block) for block in found)
+
+
+def read_crl(data: bytes) -> Crl:
+    """One certificate revocation list, as DER or as exactly one PEM block. Raises Malformed."""
+    found = pem.one(data, b"X509 CRL", _MAX_CRL)
+    try:
+        parsed = x509.load_der_x509_crl(found)
+        if parsed.next_update_utc is None:
+            raise Malformed("crl.form", "A revocation list does not say when the next one comes, so it never ends.")
+        if any(e.critical for e in parsed.extensions):
+            # An issuing distribution point or a delta would make the list about less than it seems to be.
+            raise Malformed("crl.form", "A revocation list has a critical extension, so it is not a complete one.")
+        return Crl(
+            found,
+            parsed.issuer.rfc4514_string(),
+            int(parsed.last_update_utc.timestamp()),
+            int(parsed.next_update_utc.timestamp()),
+            parsed,
+        )
+    except Malformed:
+        raise
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        raise _bad("revocation list") from None
+
+
+def verify_chain(
+    chain: Sequence[Certificate],
+    *,
+    roots: Collection[str],
+    now: int,
+    crls: Sequence[Crl] = (),
+    require_crls: bool = False,
+    critical: Collection[str] = (),
+) -> None:
+    """Return if ``chain`` (leaf first, root last) leads to one of ``roots`` and is good at ``now``.
+
+    ``roots``: SHA-256 of SubjectPublicKeyInfo, hex. ``critical``: OIDs of critical extensions that the caller checks
+    itself. ``crls``: whoever is on one of them, by its issuer's verified word, is refused; with ``require_crls`` every
+    certificate but the root needs one in its time. Raises Untrusted with an ``x509.*`` or ``crl.*`` code, Malformed for
+    a chain without a certificate or with too many.
+    """
+    if not 1 <= len(chain) <= _MAX_CHAIN:
+        raise Malformed("x509.count", f"A certificate chain must hold 1 to {_MAX_CHAIN} certificates.")
+    if chain[-1].key_fingerprint not in roots:
+        raise Untrusted("x509.root", "The certificate chain does not end in a pinned root.")
+    understood = _UNDERSTOOD | set(critical)
+    # From the root down, so that no key which nobody vouches for yet is ever computed with. The root signs itself: its
+    # key is what is pinned, and the signature keeps its dates and name from being edited.
+    for depth, certificate in reversed(list(enumerate(chain))):
+        issuer = chain[min(depth + 1, len(chain) - 1)]
+        _check_signed(certificate, issuer)
+        _check_time(certificate, now)
+        _check_critical(certificate, understood)
+        if depth > 0 or len(chain) == 1:
+            _check_authority(certificate, below=max(depth - 1, 0), alone=len(chain) == 1)
+        else:
+            _check_leaf(certificate)
+    _check_revocation(chain, crls, require_crls, now)
+
+
+def verify_crl(crl: Crl, issuer: Certificate, *, now: int) -> None:
+    """Return if ``issuer`` signed the list and it is in its time. ``issuer`` must be trusted already."""
+    if crl.issuer != issuer.subject:
+        raise Untrusted("crl.issuer", "A revocation list is not its certificate authority's.")
+    _check_usage(issuer, "crl_sign", "crl.usage", "A certificate that may not sign revocation lists signed one.")
+    _check_signature(
+        issuer,
+        crl._parsed.signature,
+        crl._parsed.tbs_certlist_bytes,
+        _hash(crl._parsed),
+        _pss(crl._parsed.signature_algorithm_oid),
+        "crl.signature",
+    )
+    if crl.this_update > now:
+        raise Untrusted("crl.future", "A revocation list is from the future; check the clock, or where it came from.")
+    if now >= crl.next_update:
+        raise Untrusted("crl.stale", "A revocation list is older than its next update; fetch the new one.")
+
+
+def _check_revocation(chain: Sequence[Certificate], crls: Sequence[Crl], required: bool, now: int) -> None:
+    for certificate, issuer in pairwise(chain):
+        own = [crl for crl in crls if crl.issuer == issuer.subject]
+        for crl in own:
+            verify_crl(crl, issuer, now=now)
+            if crl.revoked(certificate.serial):
+                raise Untrusted("x509.revoked", f"The certificate {_short(certificate)} was revoked by its issuer.")
+        if required and not own:
+            raise Untrusted("crl.missing", f"There is no revocation list of {_short(issuer)}; fetch or import it.")
+
+
+def _check_signed(certificate: Certificate, issuer: Certificate) -> None:
+    parsed = certificate._parsed
+    if parsed.issuer != issuer._parsed.subject:
+        raise Untrusted("x509.issuer", f"The certificate {_short(certificate)} is not by the next one in its chain.")
+    pss = _pss(parsed.signature_algorithm_oid)
+    if pss and not _pss_is_plain(certificate):
+        raise Untrusted("x509.signature", "A certificate is signed with unusual RSA-PSS parameters.")
+    _check_signature(issuer, parsed.signature, parsed.tbs_certificate_bytes, _hash(parsed), pss, "x509.signature")
+
+
+def _pss(oid: x509.ObjectIdentifier) -> bool:
+    return oid == x509.SignatureAlgorithmOID.RSASSA_PSS
+
+
+def _hash(signed: x509.Certificate | x509.CertificateRevocationList) -> hashes.HashAlgorithm | None:
+    """The hash of the signature; None for an algorithm that the library doesn't know."""
+    try:
+        return signed.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return None
+
+
+def _pss_is_plain(certificate: Certificate) -> bool:
+    try:
+        parameters = certificate._parsed.signature_algorithm_parameters
+    except (UnsupportedAlgorithm, ValueError):
+        return False
+    return (
+        isinstance(parameters, padding.PSS)
+        and isinstance(parameters.mgf, padding.MGF1)
+        and type(parameters.mgf._algorithm) is type(_hash(certificate._parsed))
+    )
+
+
+def _check_signature(
+    issuer: Certificate,
+    signature: bytes,
+    message: bytes,
+    algorithm: hashes.HashAlgorithm | None,
+    pss: bool,
+    code: str,
+) -> None:
+    key = issuer._parsed.public_key()
+    if not isinstance(algorithm, _HASHES):
+        raise Untrusted(code, "A certificate or revocation list is signed with a hash that is not accepted.")
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
+            key.verify(signature, message, ec.ECDSA(algorithm))
+        elif isinstance(key, rsa.RSAPublicKey) and _MIN_RSA <= key.key_size <= _MAX_RSA:
+            # A salt as long as the hash: RFC 4055 §3.1, and what vendors use.
+            pad = padding.PSS(padding.MGF1(algorithm), algorithm.digest_size) if pss else padding.PKCS1v15()
+            key.verify(signature, message, pad, algorithm)
+        else:
+            raise Untrusted(code, "A certificate authority's key is of a kind or size that is not accepted.")
+    except InvalidSignature:
+        raise Untrusted(code, f"A signature that {_short(issuer)} should have made does not verify.") from None
+
+
+def _check_time(certificate: Certificate, now: int) -> None:
+    if now < certificate.not_before:
+        raise Untrusted("x509.not-yet", f"The certificate {_short(certificate)} is not valid yet; check the clock.")
+    if now > certificate.not_after:
+        raise Untrusted("x509.expired", f"The certificate {_short(certificate)} has expired.")
+
+
+def _check_critical(certificate: Certificate, understood: Collection[str]) -> None:
+    for extension in certificate._parsed.extensions:
+        if extension.critical and extension.oid.dotted_string not in understood:
+            raise Untrusted(
+                "x509.critical", f"The certificate {_short(certificate)} has an unknown critical extension."
+            )
+
+
+def _check_authority(certificate: Certificate, *, below: int, alone: bool) -> None:
+    """A certificate authority (RFC 5280 §4.2.1.9) with ``below`` intermediate ones under it."""
+    constraints = _extension(certificate, x509.BasicConstraints)
+    if constraints is None or not constraints.ca:
+        if alone:
+            return  # a pinned key without anything above it: nothing was issued by it here
+        raise Untrusted("x509.ca", f"The certificate {_short(certificate)} is no certificate authority's.")
+    if constraints.path_length is not None and below > constraints.path_length:
+        raise Untrusted("x509.path-length", f"The certificate {_short(certificate)} may not stand so high in a chain.")
+    _check_usage(certificate, "key_cert_sign", "x509.usage", "A certificate that may not sign certificates signed one.")
+
+
+def _check_leaf(certificate: Certificate) -> None:
+    constraints = _extension(certificate, x509.BasicConstraints)
+    if constraints is not None and constraints.ca:
+        raise Untrusted("x509.ca", f"The certificate {_short(certificate)} is an authority's, not a device's.")
+
+
+def _check_usage(certificate: Certificate, bit: str, code: str, why: str) -> None:
+    usage = _extension(certificate, x509.KeyUsage)
+    if usage is not None and not getattr(usage, bit):
+        raise Untrusted(code, why)
+
+
+def _extension(certificate: Certificate, kind: type[T]) -> T | None:
+    try:
+        return certificate._parsed.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _short(certificate: Certificate) -> str:
+    """The subject, for a sentence: no more than people read, and nothing that moves a cursor."""
+    text = "".join(c if c.isprintable() else "?" for c in certificate.subject)
+    return f"'{text[:80]}'"
+
+
+def _bad(what: str) -> Malformed:
+    return Malformed("x509.form", f"A {what} can't be parsed; it was cut, changed or is of an unsupported kind.")

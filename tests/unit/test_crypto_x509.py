@@ -1,0 +1,190 @@
+"""Vendors' certificate chains: what is refused, each by its reason, and a good one accepted at its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.crypto.x509 import (
+    Certificate,
+    read_certificate,
+    read_certificates,
+    read_crl,
+    verify_chain,
+    verify_crl,
+)
+from cloister.errors import CloisterError, Malformed, Untrusted
+from tests.pki import DAY, NOW, Entity, extension, issue, p256, p384
+
+
+@dataclass
+class World:
+    root: Entity
+    middle: Entity
+    leaf: Entity
+
+    def chain(self) -> list[Certificate]:
+        return [self.leaf.parsed, self.middle.parsed, self.root.parsed]
+
+
+def world(**leaf: object) -> World:
+    root = issue("root", p384(), ca=True)
+    middle = issue("middle", p384(), root, ca=True, path_length=0)
+    return World(root, middle, issue("leaf", p256(), middle, **leaf))  # type: ignore[arg-type]
+
+
+GOOD = world()
+
+
+def check(w: World, **how: object) -> None:
+    verify_chain(w.chain(), **{"roots": {w.root.root}, "now": NOW, **how})  # type: ignore[arg-type]
+
+
+def refused(code: str, act: Callable[[], object], kind: type[CloisterError] = Untrusted) -> None:
+    with pytest.raises(kind) as caught:
+        act()
+    assert caught.value.code == code, caught.value
+
+
+def test_a_good_chain_in_its_time() -> None:
+    check(GOOD)
+    check(GOOD, crls=[read_crl(GOOD.middle.crl()), read_crl(GOOD.root.crl())], require_crls=True)
+    leaf = GOOD.leaf.parsed
+    assert leaf.subject_attributes == {"CN": "leaf", "O": "Test"}
+    assert "spki" not in repr(leaf)
+
+
+def test_another_root() -> None:
+    refused("x509.root", lambda: check(GOOD, roots={world().root.root}))
+    # The same name and a chain that holds in itself: only the key counts.
+    impostor = world()
+    refused("x509.root", lambda: check(impostor, roots={GOOD.root.root}))
+
+
+def test_a_root_that_someone_else_signed() -> None:
+    other = issue("root", p384(), ca=True)
+    mixed = World(other, GOOD.middle, GOOD.leaf)
+    refused("x509.signature", lambda: check(mixed))
+
+
+@pytest.mark.parametrize(("now", "code"), [(NOW - 31 * DAY, "x509.not-yet"), (NOW + 3651 * DAY, "x509.expired")])
+def test_out_of_time(now: int, code: str) -> None:
+    refused(code, lambda: check(GOOD, now=now))
+
+
+def test_every_link_has_its_own_time() -> None:
+    middle = issue("middle", p384(), GOOD.root, ca=True, end=NOW - 1)
+    w = World(GOOD.root, middle, issue("leaf", p256(), middle))
+    refused("x509.expired", lambda: check(w))
+
+
+def test_a_leaf_that_issues() -> None:
+    leaf = issue("leaf", p256(), GOOD.root)
+    chain = [issue("below", p256(), leaf).parsed, leaf.parsed, GOOD.root.parsed]
+    refused("x509.ca", lambda: verify_chain(chain, roots={GOOD.root.root}, now=NOW))
+
+
+def test_an_authority_as_leaf() -> None:
+    refused("x509.ca", lambda: verify_chain(GOOD.chain()[1:], roots={GOOD.root.root}, now=NOW))
+
+
+def test_path_length() -> None:
+    second = issue("second", p384(), GOOD.middle, ca=True)
+    leaf = issue("leaf", p256(), second)
+    chain = [leaf.parsed, second.parsed, GOOD.middle.parsed, GOOD.root.parsed]
+    refused("x509.path-length", lambda: verify_chain(chain, roots={GOOD.root.root}, now=NOW))
+
+
+def test_a_wrong_order_and_a_gap() -> None:
+    leaf, middle, root = GOOD.chain()
+    refused("x509.issuer", lambda: verify_chain([leaf, root], roots={GOOD.root.root}, now=NOW))
+    refused("x509.issuer", lambda: verify_chain([middle, leaf, root], roots={GOOD.root.root}, now=NOW))
+    refused("x509.count", lambda: verify_chain([], roots={GOOD.root.root}, now=NOW), Malformed)
+
+
+def test_critical_extensions_must_be_understood() -> None:
+    oid = "1.3.6.1.4.1.99999.1"
+    w = world(extensions=[extension(oid, b"\x05\x00", critical=True)])
+    refused("x509.critical", lambda: check(w))
+    check(w, critical={oid})
+    assert w.leaf.parsed.extension(oid) == b"\x05\x00"
+    assert w.leaf.parsed.extension("1.2.3") is None
+
+
+def test_weak_signatures() -> None:
+    weak = issue("root", rsa.generate_private_key(65537, 1024), ca=True, hash_=hashes.SHA256())
+    leaf = issue("leaf", p256(), weak, hash_=hashes.SHA256())
+    chain = [leaf.parsed, weak.parsed]
+    refused("x509.signature", lambda: verify_chain(chain, roots={weak.root}, now=NOW))
+    odd = issue("leaf", p256(), GOOD.middle, hash_=hashes.SHA3_256())
+    refused("x509.signature", lambda: check(World(GOOD.root, GOOD.middle, odd)))
+
+
+def test_rsa_pss() -> None:
+    root = issue("root", rsa.generate_private_key(65537, 2048), ca=True, pss=True)
+    leaf = issue("leaf", p256(), root, pss=True)
+    verify_chain([leaf.parsed, root.parsed], roots={root.root}, now=NOW)
+
+
+def test_revocation() -> None:
+    middle, root = GOOD.middle, GOOD.root
+    fresh = [read_crl(middle.crl()), read_crl(root.crl())]
+    revoked = [read_crl(middle.crl(GOOD.leaf.cert.serial_number)), fresh[1]]
+    refused("x509.revoked", lambda: check(GOOD, crls=revoked))
+    above = [fresh[0], read_crl(root.crl(middle.cert.serial_number))]
+    refused("x509.revoked", lambda: check(GOOD, crls=above))
+    refused("crl.missing", lambda: check(GOOD, crls=fresh[:1], require_crls=True))
+    refused("crl.stale", lambda: check(GOOD, crls=[read_crl(middle.crl(end=NOW))]))
+    refused("crl.future", lambda: check(GOOD, crls=[read_crl(middle.crl(start=NOW + 1))]))
+    forged = issue("middle", p384(), root, ca=True)
+    refused("crl.signature", lambda: check(GOOD, crls=[read_crl(forged.crl())]))
+    refused("crl.issuer", lambda: verify_crl(fresh[0], root.parsed, now=NOW))
+
+
+def test_partial_revocation_lists_are_not_taken_for_whole_ones() -> None:
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(GOOD.middle.cert.subject)
+        .last_update(GOOD.middle.cert.not_valid_before_utc)
+        .next_update(GOOD.middle.cert.not_valid_after_utc)
+        .add_extension(x509.DeltaCRLIndicator(1), critical=True)
+    )
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    delta = builder.sign(GOOD.middle.key, hashes.SHA384()).public_bytes(Encoding.DER)
+    refused("crl.form", lambda: read_crl(delta), Malformed)
+
+
+def test_pem() -> None:
+    bundle = GOOD.middle.pem + b"\n" + GOOD.root.pem
+    assert [c.der for c in read_certificates(bundle)] == [GOOD.middle.der, GOOD.root.der]
+    assert read_certificate(GOOD.leaf.pem).der == GOOD.leaf.der
+    refused("x509.count", lambda: read_certificate(bundle), Malformed)
+    refused("x509.pem", lambda: read_certificates(b"note\n" + bundle), Malformed)
+    refused("x509.pem", lambda: read_certificates(bundle[:-30]), Malformed)
+    refused("x509.count", lambda: read_certificates(bundle, limit=1), Malformed)
+    refused("x509.count", lambda: read_certificates(b""), Malformed)
+    refused("x509.size", lambda: read_certificate(b"\x30" * 40_000), Malformed)
+    refused("x509.form", lambda: read_certificate(GOOD.leaf.der + b"\0"), Malformed)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes(data: bytes) -> None:
+    for read in (read_certificate, read_certificates, read_crl):
+        with pytest.raises(Malformed):
+            read(data)
+
+
+@given(st.data())
+def test_no_changed_certificate_passes(data: st.DataObject) -> None:
+    der = bytearray(GOOD.leaf.der)
+    der[data.draw(st.integers(0, len(der) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises((Malformed, Untrusted)):
+        verify_chain([read_certificate(bytes(der)), *GOOD.chain()[1:]], roots={GOOD.root.root}, now=NOW)
