@@ -11,8 +11,9 @@ The list's ``kind`` words of closed events aren't measured; only opened events a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from ..crypto import canonical_json, parse_canonical, random_bytes, sha256
@@ -24,7 +25,11 @@ __all__ = ["PCR_START", "Journal", "OpenedLog", "event_digest", "extend_pcr", "o
 PCR_START = bytes(32)
 _AGENT = {"kind": 0, "salt": 32, "measurement": 64}
 _LAUNCH = {"kind": 0, "salt": 32, "instance": 32, "measurement": 64, "contract": 64, "job": 64}
+# What an agent may say beside that, each with what is true where it says nothing: an agent that doesn't know of GPUs
+# hands out none, and one that doesn't keep others away promises nothing.
+_LAUNCH_MORE = {"gpus": tuple(str(n) for n in range(1, 17)), "tenancy": ("exclusive",)}
 _HEX = re.compile(r"[0-9a-f]*")
+_MAX_KINDS = 4
 
 
 def event_digest(event: dict[str, str]) -> bytes:
@@ -52,15 +57,30 @@ class OpenedLog:
     digests: tuple[bytes, ...]
     agent: dict[str, str]
     launch: dict[str, str]
+    devices: dict[str, Any] = field(default_factory=dict)
+    """What stands beside the log: evidence of further devices by kind, unread."""
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs the agent handed to the sandbox."""
+        return int(self.launch.get("gpus", "0"))
+
+    @property
+    def tenancy(self) -> str:
+        """``exclusive`` where the agent lets nothing else run beside the sandbox, else ``shared``."""
+        return self.launch.get("tenancy", "shared")
 
 
 def open_log(additional: str) -> OpenedLog:
     """Parse additional evidence strictly. Raises Malformed for its form, Untrusted if an opened event isn't in it."""
     body = parse_canonical(additional.encode(), limit=MAX_ADDITIONAL)
-    cloister = _fields(_fields(body, {"cloister"})["cloister"], {"events", "agent", "launch"})
+    if not isinstance(body, dict) or "cloister" not in body or len(body) > 1 + _MAX_KINDS:
+        raise _bad()
+    devices = {kind: value for kind, value in body.items() if kind != "cloister"}
+    cloister = _fields(body["cloister"], {"events", "agent", "launch"})
     kinds, digests = _parse_list(cloister["events"])
     agent = _parse_event(cloister["agent"], "agent", _AGENT)
-    launch = _parse_event(cloister["launch"], "launch", _LAUNCH)
+    launch = _parse_event(cloister["launch"], "launch", _LAUNCH, _LAUNCH_MORE)
     if kinds[0] != "agent" or "agent" in kinds[1:]:
         raise Untrusted("evidence.agent-first", "The event log does not begin with the node agent, and only there.")
     if len(set(digests)) != len(digests):
@@ -69,7 +89,7 @@ def open_log(additional: str) -> OpenedLog:
         raise Untrusted("evidence.agent", "The opened agent event is not the first of the event log.")
     if event_digest(launch) not in digests[1:]:
         raise Untrusted("evidence.launch", "The opened launch event is not in the event log.")
-    return OpenedLog(digests, agent, launch)
+    return OpenedLog(digests, agent, launch, devices)
 
 
 def _bad() -> Malformed:
@@ -96,11 +116,15 @@ def _parse_list(events: Any) -> tuple[list[str], tuple[bytes, ...]]:
     return kinds, tuple(digests)
 
 
-def _parse_event(value: Any, kind: str, sizes: dict[str, int]) -> dict[str, str]:
-    event = _fields(value, set(sizes))
-    if event["kind"] != kind:
+def _parse_event(
+    value: Any, kind: str, sizes: dict[str, int], more: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, str]:
+    said = {name for name in more if isinstance(value, dict) and name in value}
+    event = _fields(value, set(sizes) | said)
+    if event["kind"] != kind or any(event[name] not in more[name] for name in said):
         raise _bad()
-    return {name: kind if name == "kind" else _hex(event[name], size) for name, size in sizes.items()}
+    parsed = {name: kind if name == "kind" else _hex(event[name], size) for name, size in sizes.items()}
+    return parsed | {name: event[name] for name in said}
 
 
 def _hex(value: Any, digits: int) -> str:
@@ -127,9 +151,21 @@ class Journal:
         """What must be extended first, before anything is launched."""
         return self._digests[0]
 
-    def prepare(self, instance: bytes, measurement: bytes, contract: bytes, job: bytes) -> dict[str, str]:
-        """The launch event for a new sandbox. Raises Misuse for a wrong size, Denied for an instance id that was
-        used before, Unavailable when the log is full."""
+    def prepare(
+        self,
+        instance: bytes,
+        measurement: bytes,
+        contract: bytes,
+        job: bytes,
+        *,
+        gpus: int = 0,
+        exclusive: bool = False,
+    ) -> dict[str, str]:
+        """The launch event for a new sandbox: ``gpus`` that it gets, ``exclusive`` if nothing else runs beside it.
+
+        Raises Misuse for a wrong size, Denied for an instance id that was used before, Unavailable when the log is
+        full.
+        """
         event = {
             "kind": "launch",
             "salt": random_bytes(16).hex(),
@@ -138,6 +174,10 @@ class Journal:
             "contract": _exact(contract, 32),
             "job": _exact(job, 32),
         }
+        if gpus:
+            event["gpus"] = str(gpus)
+        if exclusive:
+            event["tenancy"] = "exclusive"
         if event["instance"] in self._seen:
             raise Denied("attester.instance-used", "This instance id was launched before; draw a new one.")
         if len(self._digests) >= MAX_EVENTS:

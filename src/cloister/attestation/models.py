@@ -135,7 +135,8 @@ class Device:
 class Claims:
     """What a verifier found to be authentic. Digests are lower-case hex; ``pcrs`` maps "0" … to hex.
 
-    ``level`` is what the evidence really supports, ``hardware`` and ``notes`` say it in words for people.
+    ``level`` is what the evidence really supports, ``hardware`` and ``notes`` say it in words for people. ``gpus`` and
+    ``tenancy`` are the measured agent's word for the launch.
     """
 
     tee: str
@@ -150,6 +151,8 @@ class Claims:
     hardware: str = ""
     notes: tuple[str, ...] = ()
     devices: tuple[Device, ...] = ()
+    gpus: int = 0
+    tenancy: str = "shared"
 
     def to_wire(self) -> dict[str, Any]:
         """As a JSON object, for tokens and the log; the devices stand in submodules of their own."""
@@ -157,6 +160,7 @@ class Claims:
             "agent": self.agent,
             "attester": self.attester,
             "contract": self.contract,
+            "gpus": self.gpus,
             "hardware": self.hardware,
             "instance": self.instance,
             "job": self.job,
@@ -165,6 +169,7 @@ class Claims:
             "notes": list(self.notes),
             "pcrs": dict(self.pcrs),
             "tee": self.tee,
+            "tenancy": self.tenancy,
         }
 
 
