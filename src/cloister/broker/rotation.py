@@ -255,7 +255,7 @@ class Rotation:
 
     def progress(self) -> dict[str, Any]:
         """``running``: a thread works on it; ``pending``: it is not finished; ``last``: what the last one left."""
-        # First of all: the same commit ends it and says what it left, so that whoever reads "not pending" reads that too.
+        # First: one commit ends it and says what it left, so that whoever reads "not pending" reads that, too.
         pending = self.pending
         now = self._progress
         return {
