@@ -6,7 +6,7 @@ import pytest
 
 from cloister.attestation.events import Journal, open_log
 from cloister.crypto import canonical_json, parse_canonical
-from cloister.errors import Malformed, Untrusted
+from cloister.errors import Denied, Malformed, Untrusted
 
 INSTANCE = b"i" * 16
 
@@ -57,3 +57,21 @@ def test_other_devices_are_handed_on_unread() -> None:
     del body["cloister"]
     with pytest.raises(Malformed):
         open_log(canonical_json(body).decode())
+
+
+def test_nothing_runs_beside_a_sandbox_that_must_be_alone() -> None:
+    rest = (bytes(32), bytes(32), bytes(32))
+    journal = Journal(bytes(32))
+    journal.commit(journal.prepare(INSTANCE, *rest))
+    with pytest.raises(Denied) as caught:
+        journal.prepare(b"j" * 16, *rest, exclusive=True)
+    assert caught.value.code == "attester.exclusive"
+    journal.retire(INSTANCE)
+    journal.commit(journal.prepare(b"j" * 16, *rest, exclusive=True))
+    with pytest.raises(Denied) as caught:
+        journal.prepare(b"k" * 16, *rest)
+    assert caught.value.code == "attester.exclusive"
+    journal.retire(b"j" * 16)
+    journal.commit(journal.prepare(b"k" * 16, *rest))
+    # What must not run must not be measured either: the log has three launches and the agent.
+    assert len(open_log(journal.additional(b"k" * 16)).digests) == 4

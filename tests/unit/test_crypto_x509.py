@@ -175,6 +175,27 @@ def test_pem() -> None:
     refused("x509.form", lambda: read_certificate(GOOD.leaf.der + b"\0"), Malformed)
 
 
+def test_what_the_library_stumbles_over() -> None:
+    """Each of these made it raise something of its own, or warn, or pass."""
+    der = bytearray(GOOD.leaf.der)
+    version = der.index(bytes.fromhex("a003020102")) + 4
+    der[version] = 3
+    refused("x509.form", lambda: read_certificate(bytes(der)), Malformed)
+    x400 = world(extensions=[extension("2.5.29.17", bytes.fromhex("3004a3020500"))])
+    refused("x509.form", lambda: x400.leaf.parsed, Malformed)
+    # ECDSA's signature has no unused bits; where its last one is zero, the library would take a count of 1 as well.
+    for _ in range(200):
+        w = world()
+        bits = bytearray(w.leaf.der)
+        at = len(bits) - len(w.leaf.cert.signature) - 1
+        assert bits[at] == 0
+        if bits[-1] & 1 == 0:
+            bits[at] = 1
+            refused("x509.form", lambda bits=bits: read_certificate(bytes(bits)), Malformed)  # type: ignore[misc]
+            return
+    pytest.fail("no signature ended in a zero bit")
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes(data: bytes) -> None:
     for read in (read_certificate, read_certificates, read_crl):

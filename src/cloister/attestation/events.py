@@ -163,8 +163,8 @@ class Journal:
     ) -> dict[str, str]:
         """The launch event for a new sandbox: ``gpus`` that it gets, ``exclusive`` if nothing else runs beside it.
 
-        Raises Misuse for a wrong size, Denied for an instance id that was used before, Unavailable when the log is
-        full.
+        Raises Misuse for a wrong size, Denied for an instance id that was used before and where a sandbox would not be
+        alone that must be, Unavailable when the log is full.
         """
         event = {
             "kind": "launch",
@@ -174,6 +174,9 @@ class Journal:
             "contract": _exact(contract, 32),
             "job": _exact(job, 32),
         }
+        alone = any("tenancy" in running for running in self._running.values())
+        if alone or (exclusive and self._running):
+            raise Denied("attester.exclusive", "One of the sandboxes must be alone on this node; wait until it is.")
         if gpus:
             event["gpus"] = str(gpus)
         if exclusive:

@@ -48,8 +48,11 @@ class Attester(Protocol):
         """64 hex digits that name this attester for good, across restarts."""
         ...
 
-    def extend_launch(self, instance: bytes, measurement: bytes, contract: bytes, job: bytes) -> None:
-        """Record, before the sandbox starts, what ``instance`` (16 bytes) is. Denied if the id was used before."""
+    def extend_launch(
+        self, instance: bytes, measurement: bytes, contract: bytes, job: bytes, *, exclusive: bool = False
+    ) -> None:
+        """Record, before the sandbox starts, what ``instance`` (16 bytes) is. Denied if the id was used before, or if
+        something runs beside a sandbox that must be alone (``exclusive``)."""
         ...
 
     def evidence(self, instance: bytes, nonce: str, tee_pubkey: Mapping[str, Any]) -> dict[str, Any]:

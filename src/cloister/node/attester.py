@@ -16,14 +16,19 @@ from types import TracebackType
 from typing import Any
 
 from ..attestation.binding import report_data
+from ..attestation.bootlog import MAX_LOG, check_replay, encode_log, parse_log
 from ..attestation.events import PCR_START, Journal, event_digest
 from ..attestation.models import Evidence
-from ..attestation.tpm import EVENT_PCR, QUOTED_PCRS
-from ..errors import CloisterError, Unavailable
+from ..attestation.tpm import BOOT_PCRS, EVENT_PCR, MAX_BOOT_LOG, QUOTED_PCRS
+from ..attestation.tpm.enrolment import Challenge, EnrolmentRequest, answer
+from ..errors import CloisterError, Malformed, Unavailable, Untrusted
 from .swtpm import SoftwareTpm
 from .tpm import Identity, Tpm
 
-__all__ = ["TpmAttester"]
+__all__ = ["BOOT_LOG", "TpmAttester"]
+
+BOOT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+"""Where Linux shows the firmware's event log; root alone can read it on most systems."""
 
 
 class TpmAttester:
@@ -35,9 +40,17 @@ class TpmAttester:
 
     tee = "tpm"
 
-    def __init__(self, tpm: Tpm, identity: Identity, agent_measurement: bytes, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        tpm: Tpm,
+        identity: Identity,
+        agent_measurement: bytes,
+        on_close: Callable[[], None],
+        boot_log: Path | None = None,
+    ) -> None:
         self._tpm = tpm
         self._identity = identity
+        self._boot_log = b"" if boot_log is None else _boot_log(boot_log, tpm.read_pcrs(BOOT_PCRS))
         self._on_close = on_close
         self._lock = threading.Lock()
         self._usable = True
@@ -67,13 +80,18 @@ class TpmAttester:
             return attester
 
     @classmethod
-    def hardware(cls, tcti: str, state: Path, agent_measurement: bytes) -> TpmAttester:
-        """With the machine's own TPM, for example ``device:/dev/tpmrm0``; ``state`` keeps the attestation key."""
+    def hardware(
+        cls, tcti: str, state: Path, agent_measurement: bytes, *, boot_log: Path | None = BOOT_LOG
+    ) -> TpmAttester:
+        """With the machine's own TPM, for example ``device:/dev/tpmrm0``; ``state`` keeps the attestation key.
+
+        ``boot_log``: the firmware's event log, which goes along where it can be read and explains the TPM's registers.
+        """
         with contextlib.ExitStack() as undo:
             tpm = Tpm(tcti)
             undo.callback(tpm.close)
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            attester = cls(tpm, tpm.load_identity(state), agent_measurement, tpm.close)
+            attester = cls(tpm, tpm.load_identity(state), agent_measurement, tpm.close, boot_log)
             undo.pop_all()
             return attester
 
@@ -82,11 +100,13 @@ class TpmAttester:
         """SHA-256 of the attestation key's Name, hex: the same after every restart."""
         return self._identity.attester_id
 
-    def extend_launch(self, instance: bytes, measurement: bytes, contract: bytes, job: bytes) -> None:
+    def extend_launch(
+        self, instance: bytes, measurement: bytes, contract: bytes, job: bytes, *, exclusive: bool = False
+    ) -> None:
         """Measure a sandbox before it starts. Denied for a used instance id, Unavailable if the TPM fails."""
         with self._lock:
             self._check_usable()
-            event = self._journal.prepare(instance, measurement, contract, job)
+            event = self._journal.prepare(instance, measurement, contract, job, exclusive=exclusive)
             try:
                 self._tpm.extend(EVENT_PCR, event_digest(event))
             except CloisterError:
@@ -111,7 +131,24 @@ class TpmAttester:
             "ek_public": _base64(self._identity.ek_public),
             "pcrs": {str(index): value.hex() for index, value in pcrs.items()},
         }
+        if self._boot_log:
+            primary["boot_log"] = _base64(self._boot_log)
         return Evidence(self.tee, primary, additional).to_wire()
+
+    def enrolment(self) -> EnrolmentRequest:
+        """What an owner needs first, to enrol this TPM. Unavailable ``tpm.no-certificate`` for one without a
+        maker's."""
+        with self._lock:
+            self._check_usable()
+            ek_public, certificate = self._tpm.endorsement()
+        return EnrolmentRequest(self._identity.ak_public, ek_public, certificate)
+
+    def prove(self, request: EnrolmentRequest, challenge: Challenge) -> bytes:
+        """The proof (32 bytes) that answers an owner's challenge; Untrusted if that isn't for this TPM and key."""
+        with self._lock:
+            self._check_usable()
+            secret = self._tpm.activate(request.ek_public, challenge.credential)
+        return answer(request, secret)
 
     def retire(self, instance: bytes) -> None:
         """The sandbox ended: no more evidence for it. Its event stays in the log."""
@@ -134,6 +171,21 @@ class TpmAttester:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _boot_log(path: Path, pcrs: Mapping[int, bytes]) -> bytes:
+    """The log at ``path``, without what a verifier has no use for; nothing where it can't be read or explains nothing.
+
+    Leaving it out only makes evidence say less. Sending one that doesn't explain the registers would make it refused.
+    """
+    try:
+        with path.open("rb") as file:
+            log = parse_log(file.read(MAX_LOG + 1)).trimmed(pcrs)
+        check_replay(log, "sha256", pcrs)
+    except (OSError, Malformed, Untrusted):
+        return b""
+    raw = encode_log(log)
+    return raw if len(raw) <= MAX_BOOT_LOG else b""
 
 
 def _nothing() -> None:

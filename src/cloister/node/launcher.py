@@ -39,7 +39,10 @@ class Launcher:
         """The running sandbox; it and its socket are gone when the context ends."""
         # Measured at every launch: what runs now counts, not what was on disk when the agent started.
         measured = image_measurement(self._image)
-        self._attester.extend_launch(launch.instance, measured, launch.contract.digest, launch.job.digest)
+        alone = launch.contract.platform.tenancy == "exclusive"
+        self._attester.extend_launch(
+            launch.instance, measured, launch.contract.digest, launch.job.digest, exclusive=alone
+        )
         job = self._write_order(launch)
         socket_path = launch.folder / "node.sock"
         try:

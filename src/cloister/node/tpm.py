@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..attestation.tpm import attester_id
+from ..attestation.tpm.credential import Credential
+from ..attestation.tpm.ek import TEMPLATES, Template, parse_endorsement
 from ..crypto import canonical_json, parse_canonical
 from ..errors import Malformed, Misuse, Unavailable, Untrusted
 
@@ -26,8 +28,10 @@ _KEY_FILE = "attestation-key.json"
 _MAX_KEY_FILE = 16 * 1024
 _MAX_PRIVATE = 1024  # bytes; the TSS's buffer holds 1,550, a P-256 key needs 126, RSA-4096 about 600
 _DIGESTS_PER_READ = 8  # TPM 2.0 Part 2 §10.9.7: a TPML_DIGEST holds eight
-# TCG EK Credential Profile §B.3.4: PolicyA, that is TPM2_PolicySecret(endorsement hierarchy) with SHA-256.
-_EK_POLICY = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
+_PARENT = next(t for t in TEMPLATES if t.name == "L-2")  # the attestation key's; every TPM 2.0 for PCs has P-256
+_NV_CHUNK = 512  # bytes; a TPM says how many it reads at once, none for PCs less than this
+_MAX_CERTIFICATE = 16 * 1024
+_TPM_LAYER = 0xFF0000  # TSS 2.0 overview §3: response codes of the TPM itself have none of these bits
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Tpm:
         """
         path = folder / _KEY_FILE
         with self._errors("make its keys"), self._flushed(self._endorsement_key()) as ek:
-            ek_public = bytes(self._esapi.read_public(ek)[0].publicArea.marshal())
+            ek_public = self._public_of(ek)
             if not path.exists():
                 _save(path, *self._create_key(ek))
             public, private = _load(path)
@@ -77,9 +81,74 @@ class Tpm:
             self._ak = self._load_key(ek, public, private)
             return Identity(ek_public, public)
 
-    def _endorsement_key(self) -> Any:
+    def _endorsement_key(self, template: Template = _PARENT) -> Any:
         # A primary key follows from the TPM's seed and the template alone: the same key every time.
-        return self._esapi.create_primary(None, _ek_template(self._tss), self._tss.ESYS_TR.ENDORSEMENT)[0]
+        area = self._tss.TPMT_PUBLIC.unmarshal(template.template())[0]
+        public = self._tss.TPM2B_PUBLIC(publicArea=area)
+        return self._esapi.create_primary(None, public, self._tss.ESYS_TR.ENDORSEMENT)[0]
+
+    def _public_of(self, handle: Any) -> bytes:
+        public = self._esapi.read_public(handle)[0]
+        return bytes(public.publicArea.marshal())
+
+    def endorsement(self) -> tuple[bytes, bytes]:
+        """(TPMT_PUBLIC, certificate as DER) of the first endorsement key that the TPM keeps a certificate for.
+
+        Raises Unavailable ``tpm.no-certificate`` where there is none: software TPMs, and chips that were never given
+        one.
+        """
+        with self._errors("show its endorsement certificate"):
+            for template in TEMPLATES:
+                certificate = self._read_nv(template.index)
+                if certificate is not None:
+                    with self._flushed(self._endorsement_key(template)) as ek:
+                        return self._public_of(ek), _one_der(certificate)
+        raise Unavailable("tpm.no-certificate", "The TPM keeps no endorsement certificate; it can't be enrolled.")
+
+    def _read_nv(self, index: int) -> bytes | None:
+        tss = self._tss
+        # Held until it is read: the list inside is only a view of its memory.
+        capability = self._esapi.get_capability(tss.TPM2_CAP.HANDLES, index, 1)[1]
+        if [int(handle) for handle in capability.data.handles] != [index]:
+            return None
+        handle = self._esapi.tr_from_tpmpublic(index)
+        public = self._esapi.nv_read_public(handle)[0]
+        size = int(public.nvPublic.dataSize)
+        out = b""
+        while len(out) < min(size, _MAX_CERTIFICATE):
+            # Read under the index's own authorization, which is empty: every user of the TPM may see the certificate.
+            out += bytes(self._esapi.nv_read(handle, min(_NV_CHUNK, size - len(out)), len(out), handle))
+        return out
+
+    def activate(self, ek_public: bytes, credential: Credential) -> bytes:
+        """TPM2_ActivateCredential: the secret that was protected to ``ek_public`` and to this attestation key.
+
+        Raises Untrusted ``tpm.credential`` if the TPM says that it is for other keys, or was changed.
+        """
+        if self._ak is None:
+            raise Misuse("tpm.activate", "Load the identity first.")
+        tss = self._tss
+        template = parse_endorsement(ek_public).template
+        with self._errors("activate a credential"), self._flushed(self._endorsement_key(template)) as ek:
+            try:
+                blob, secret = tss.TPM2B_ID_OBJECT(credential.identity), tss.TPM2B_ENCRYPTED_SECRET(credential.secret)
+                with self._use_of(template) as session:
+                    return bytes(self._esapi.activate_credential(self._ak, ek, blob, secret, session2=session))
+            except tss.TSS2_Exception as error:
+                if int(error.rc) & _TPM_LAYER:
+                    raise
+                raise Untrusted(
+                    "tpm.credential", "The enrolment's challenge is not for this TPM and its attestation key."
+                ) from None
+
+    @contextlib.contextmanager
+    def _use_of(self, template: Template) -> Iterator[Any]:
+        """What authorizes the use of an endorsement key: its policy, or its own password, which is empty."""
+        if template.by_policy:
+            with self._endorsement_session() as session:
+                yield session
+        else:
+            yield self._tss.ESYS_TR.PASSWORD
 
     def _create_key(self, ek: Any) -> tuple[bytes, bytes]:
         with self._endorsement_session() as session:
@@ -190,16 +259,6 @@ def _template(tss: Any, attributes: int, policy: bytes) -> Any:
     return area
 
 
-def _ek_template(tss: Any) -> Any:
-    a = tss.TPMA_OBJECT
-    fixed = a.FIXEDTPM | a.FIXEDPARENT | a.SENSITIVEDATAORIGIN
-    area = _template(tss, fixed | a.ADMINWITHPOLICY | a.RESTRICTED | a.DECRYPT, _EK_POLICY)
-    symmetric = area.parameters.eccDetail.symmetric
-    symmetric.algorithm, symmetric.keyBits.aes, symmetric.mode.aes = tss.TPM2_ALG.AES, 128, tss.TPM2_ALG.CFB
-    area.unique.ecc.x, area.unique.ecc.y = bytes(32), bytes(32)  # the profile's template fills them with zeros
-    return tss.TPM2B_PUBLIC(publicArea=area)
-
-
 def _ak_template(tss: Any) -> Any:
     a = tss.TPMA_OBJECT
     fixed = a.FIXEDTPM | a.FIXEDPARENT | a.SENSITIVEDATAORIGIN
@@ -208,6 +267,13 @@ def _ak_template(tss: Any) -> Any:
     scheme = area.parameters.eccDetail.scheme
     scheme.scheme, scheme.details.ecdsa.hashAlg = tss.TPM2_ALG.ECDSA, tss.TPM2_ALG.SHA256
     return tss.TPM2B_PUBLIC(publicArea=area)
+
+
+def _one_der(data: bytes) -> bytes:
+    """The one DER element that ``data`` begins with: an NV index may be longer than what it holds."""
+    if len(data) < 4 or data[:2] != b"\x30\x82":
+        raise Unavailable("tpm.no-certificate", "The TPM's endorsement certificate is in no known form.")
+    return data[: 4 + int.from_bytes(data[2:4], "big")]
 
 
 def _foreign() -> Untrusted:

@@ -32,10 +32,12 @@ class InsecureAttester:
         """SHA-256 of the public key, hex."""
         return sha256(self._key.public).hex()
 
-    def extend_launch(self, instance: bytes, measurement: bytes, contract: bytes, job: bytes) -> None:
+    def extend_launch(
+        self, instance: bytes, measurement: bytes, contract: bytes, job: bytes, *, exclusive: bool = False
+    ) -> None:
         """Record a sandbox before it starts."""
         with self._lock:
-            self._journal.commit(self._journal.prepare(instance, measurement, contract, job))
+            self._journal.commit(self._journal.prepare(instance, measurement, contract, job, exclusive=exclusive))
 
     def evidence(self, instance: bytes, nonce: str, tee_pubkey: Mapping[str, Any]) -> dict[str, Any]:
         """Evidence in wire form. The event log is this attester's own: the asker can't choose it."""
