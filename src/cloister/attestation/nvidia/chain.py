@@ -1,0 +1,203 @@
+"""The certificates of an NVIDIA device: who it is, which firmware its key belongs to, and whether it was revoked.
+
+Five certificates, leaf first: the attestation key, which the boot ROM certified for the firmware it had measured; the
+boot ROM's own key; a provisioner; the generation's identity authority; NVIDIA's root. The firmware's id (FWID) stands
+in the leaf: in generations up to Hopper as a CompositeDeviceID (TCG DICE Layering, 2.23.133.5.4.1), in Blackwell as a
+DiceTcbInfo (TCG DICE Attestation Architecture 1.1 §6.1, under 2.23.133.5.4.1.1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from ...crypto.x509 import Certificate, read_certificates, read_crl, verify_chain, verify_crl
+from ...errors import Malformed, Untrusted
+from ..collateral import Collateral, Staleness
+from .der import Der, read_der
+
+__all__ = ["ARCHITECTURES", "Architecture", "DeviceChain", "verify_device_chain"]
+
+_MAX_PEM: Final = 32 * 1024
+_MIN_CHAIN, _MAX_CHAIN = 4, 8
+_COMPOSITE: Final = "2.23.133.5.4.1"
+_TCB_INFO: Final = "2.23.133.5.4.1.1"
+_KEY_USAGE: Final = "2.5.29.15"
+_CRL_POINTS: Final = "2.5.29.31"
+_SHA384: Final = bytes.fromhex("608648016503040202")  # 2.16.840.1.101.3.4.2.2, the body of its OID
+_SERIAL: Final = re.compile(r"[0-9A-F]{2}([0-9A-F]{16})")
+_NOT_SECURE, _RECOVERY, _DEBUG = 1, 2, 3  # DiceTcbInfo's OperationalFlags, bit numbers
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """``products``: how chips of it are called in certificates and manifests. ``fwid``: the extension that has the
+    firmware's id. ``switch``: an NVSwitch, not a GPU."""
+
+    name: str
+    products: tuple[str, ...]
+    fwid: str
+    switch: bool = False
+
+
+ARCHITECTURES: Final = {
+    "HOPPER": Architecture("HOPPER", ("GH",), _COMPOSITE),
+    "BLACKWELL": Architecture("BLACKWELL", ("GB",), _TCB_INFO),
+    "LS10": Architecture("LS10", ("LS_10", "LS10"), _COMPOSITE, switch=True),
+}
+
+
+@dataclass(frozen=True)
+class DeviceChain:
+    """What the verified certificates say.
+
+    ``model``: the boot ROM's name, as "GH100 A01 GSP BROM". ``identity``: SHA-256 of the boot ROM's public key, which
+    stays with the chip; ``ueid``: the leaf's serial number in decimal, which NVIDIA's tokens carry; it changes with
+    firmware. ``pdi``: the chip's id as switches and GPUs name each other, "" where there is none. ``flags``: what
+    the boot ROM said of the firmware it started (debug, not_secure, recovery), None where its leaf has no such field.
+    """
+
+    architecture: Architecture
+    leaf: Certificate
+    model: str
+    product: str
+    identity: str
+    ueid: str
+    pdi: str
+    fwids: tuple[bytes, ...]
+    flags: frozenset[str] | None
+
+
+def verify_device_chain(
+    pem: bytes,
+    architecture: Architecture | None,
+    *,
+    roots: Collection[str],
+    now: int,
+    collateral: Collateral | None = None,
+    staleness: Staleness | None = None,
+    require_crls: bool = False,
+) -> DeviceChain:
+    """Return what a chain says, if it is good at ``now``, leads to one of ``roots`` and is of this generation (any that
+    is known, where None is given).
+
+    Revocation lists are taken from ``collateral`` (``nvidia-crl``, by SHA-256 of their issuer's key). With
+    ``require_crls`` each certificate that says where its list is must be covered by one; the boot ROM and the
+    provisioner publish none. Raises Malformed (``x509.*``, ``nvidia.chain``) or Untrusted (``x509.*``, ``crl.*``,
+    ``collateral.*``, ``nvidia.*``).
+    """
+    if len(pem) > _MAX_PEM:
+        raise Malformed("x509.size", "A certificate bundle is too long.")
+    chain = read_certificates(pem, limit=_MAX_CHAIN)
+    if len(chain) < _MIN_CHAIN:
+        raise Malformed("nvidia.chain", "A GPU's certificate chain is cut short; collect its evidence again.")
+    verify_chain(chain, roots=roots, now=now)
+    _check_revocation(chain, collateral, staleness or Staleness(), require_crls, now)
+    leaf, brom = chain[0], chain[1]
+    model = brom.subject_attributes.get("CN", "")
+    product = model.partition(" ")[0]
+    # NVIDIA's authorities certify devices of all generations under one root, so the chain has to be of this one.
+    found = next((a for a in ARCHITECTURES.values() if product.startswith(a.products)), None)
+    if found is None or architecture not in (None, found):
+        raise Untrusted("nvidia.architecture", "A device's certificates are of another generation than its evidence.")
+    _check_usage(leaf)
+    fwids, flags = _firmware(leaf, found)
+    return DeviceChain(
+        architecture=found,
+        leaf=leaf,
+        model=_printable(model),
+        product=product,
+        identity=brom.key_fingerprint,
+        ueid=str(leaf.serial),
+        pdi=_pdi(brom),
+        fwids=fwids,
+        flags=flags,
+    )
+
+
+def _check_revocation(
+    chain: tuple[Certificate, ...], collateral: Collateral | None, staleness: Staleness, required: bool, now: int
+) -> None:
+    for certificate, issuer in pairwise(chain):
+        item = collateral.find("nvidia-crl", issuer.key_fingerprint) if collateral is not None else None
+        if item is None:
+            if required and certificate.extension(_CRL_POINTS) is not None:
+                raise Untrusted("crl.missing", "A revocation list of NVIDIA's is missing; fetch or import it.")
+            continue
+        crl = read_crl(item.data)
+        staleness.check(
+            "revocation list", begins=crl.this_update, ends=crl.next_update, obtained=item.obtained, now=now
+        )
+        # Its time has been judged above, with the owner's grace; here only who signed it counts.
+        verify_crl(crl, issuer, now=crl.this_update)
+        if crl.revoked(certificate.serial):
+            raise Untrusted("x509.revoked", "A certificate of a GPU's chain was revoked by its issuer.")
+
+
+def _check_usage(leaf: Certificate) -> None:
+    """RFC 5280 §4.2.1.3: the leaf's key may sign what is no certificate."""
+    usage = leaf.extension(_KEY_USAGE)
+    if usage is None or len(usage) < 4 or usage[0] != 0x03 or not usage[3] & 0x80:
+        raise Untrusted("x509.usage", "A GPU's attestation certificate doesn't allow its key to sign.")
+
+
+def _bad() -> Malformed:
+    return Malformed("nvidia.chain", "A GPU's attestation certificate has an extension of an unknown form.")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:64]
+
+
+def _pdi(brom: Certificate) -> str:
+    """The chip's id, 8 bytes in lower-case hex: the boot ROM's serial number without its first byte, which is how
+    GPUs and switches name each other in their reports. "" where the name has another form."""
+    found = _SERIAL.fullmatch(brom.subject_attributes.get("SN", ""))
+    return found[1].lower() if found else ""
+
+
+def _exactly(parts: list[Der], count: int) -> list[Der]:
+    if len(parts) != count:
+        raise _bad()
+    return parts
+
+
+def _firmware(leaf: Certificate, architecture: Architecture) -> tuple[tuple[bytes, ...], frozenset[str] | None]:
+    value = leaf.extension(architecture.fwid)
+    if value is None:
+        raise Untrusted("nvidia.fwid", "A GPU's attestation certificate doesn't say which firmware its key belongs to.")
+    parts = read_der(value, _bad).children()
+    if architecture.fwid == _COMPOSITE:
+        # SEQUENCE { version, deviceID SubjectPublicKeyInfo, FWID }
+        _, _, fwid = _exactly(parts, 3)
+        return (_fwid(fwid),), None
+    # DiceTcbInfo: all fields optional, by context tag; 6 is the list of FWIDs, 7 the operational flags.
+    by_tag = {part.tag: part for part in parts}
+    if len(by_tag) != len(parts) or 0xA6 not in by_tag:
+        raise _bad()
+    fwids = tuple(_fwid(fwid) for fwid in by_tag[0xA6].children())
+    flags = _flags(by_tag[0x87].body) if 0x87 in by_tag else frozenset()
+    if not fwids:
+        raise _bad()
+    return fwids, flags
+
+
+def _fwid(fwid: Der) -> bytes:
+    """FWID ::= SEQUENCE { hashAlg OBJECT IDENTIFIER, digest OCTET STRING }, SHA-384 only."""
+    algorithm, digest = _exactly(fwid.children(), 2)
+    if (fwid.tag, algorithm.tag, digest.tag) != (0x30, 0x06, 0x04):
+        raise _bad()
+    if algorithm.body != _SHA384 or len(digest.body) != 48:
+        raise _bad()
+    return digest.body
+
+
+def _flags(bits: bytes) -> frozenset[str]:
+    """A BIT STRING: the number of unused bits, then bit 0 as the highest of the first byte."""
+    if not 2 <= len(bits) <= 9 or bits[0] > 7:
+        raise _bad()
+    names = {_NOT_SECURE: "not_secure", _RECOVERY: "recovery", _DEBUG: "debug"}
+    return frozenset(name for bit, name in names.items() if bits[1] & (0x80 >> bit))
