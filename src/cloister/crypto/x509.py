@@ -7,13 +7,15 @@ key (SHA-256 of its SubjectPublicKeyInfo), and what isn't understood is refused.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.x509.oid import ExtensionOID
 
 from ..errors import Malformed, Untrusted
@@ -147,20 +149,33 @@ def _check_signature(
     pss: bool,
     code: str,
 ) -> None:
-    key = issuer._parsed.public_key()
     if not isinstance(algorithm, _HASHES):
         raise Untrusted(code, "A certificate or revocation list is signed with a hash that is not accepted.")
+    key = issuer._parsed.public_key()
+    curve = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES)
+    if not curve and not (isinstance(key, rsa.RSAPublicKey) and _MIN_RSA <= key.key_size <= _MAX_RSA):
+        raise Untrusted(code, "A certificate authority's key is of a kind or size that is not accepted.")
+    digest = hashes.Hash(algorithm)
+    digest.update(message)
     try:
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
-            key.verify(signature, message, ec.ECDSA(algorithm))
-        elif isinstance(key, rsa.RSAPublicKey) and _MIN_RSA <= key.key_size <= _MAX_RSA:
-            # A salt as long as the hash: RFC 4055 §3.1, and what vendors use.
-            pad = padding.PSS(padding.MGF1(algorithm), algorithm.digest_size) if pss else padding.PKCS1v15()
-            key.verify(signature, message, pad, algorithm)
-        else:
-            raise Untrusted(code, "A certificate authority's key is of a kind or size that is not accepted.")
+        _verify(issuer.spki, signature, digest.finalize(), type(algorithm), pss)
     except InvalidSignature:
         raise Untrusted(code, f"A signature that {_short(issuer)} should have made does not verify.") from None
+
+
+@lru_cache(maxsize=1024)
+def _verify(spki: bytes, signature: bytes, digest: bytes, kind: type[hashes.HashAlgorithm], pss: bool) -> None:
+    """Raises InvalidSignature, which is never remembered. What held is: the same vendor's authorities stand over every
+    piece of evidence, and whether a signature holds depends on these bytes alone, not on time or trust."""
+    key, algorithm = serialization.load_der_public_key(spki), kind()
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        key.verify(signature, digest, ec.ECDSA(Prehashed(algorithm)))
+    elif isinstance(key, rsa.RSAPublicKey):
+        # A salt as long as the hash: RFC 4055 §3.1, and what vendors use.
+        pad = padding.PSS(padding.MGF1(algorithm), algorithm.digest_size) if pss else padding.PKCS1v15()
+        key.verify(signature, digest, pad, Prehashed(algorithm))
+    else:
+        raise InvalidSignature
 
 
 def _check_time(certificate: Certificate, now: int) -> None:
