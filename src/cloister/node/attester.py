@@ -50,7 +50,8 @@ class TpmAttester:
     ) -> None:
         self._tpm = tpm
         self._identity = identity
-        self._boot_log = b"" if boot_log is None else _boot_log(boot_log, tpm.read_pcrs(BOOT_PCRS))
+        self._booted = tpm.read_pcrs(BOOT_PCRS)
+        self._boot_log = b"" if boot_log is None else _boot_log(boot_log, self._booted)
         self._on_close = on_close
         self._lock = threading.Lock()
         self._usable = True
@@ -131,8 +132,11 @@ class TpmAttester:
             "ek_public": _base64(self._identity.ek_public),
             "pcrs": {str(index): value.hex() for index, value in pcrs.items()},
         }
-        if self._boot_log:
-            primary["boot_log"] = _base64(self._boot_log)
+        if self._boot_log and self._booted.items() <= pcrs.items():
+            # It says more about the boot, but is never the reason why there is no evidence: events may fill the space,
+            # and a system may extend a boot PCR later, which the firmware's log can't tell of.
+            with contextlib.suppress(Malformed):
+                return Evidence(self.tee, {**primary, "boot_log": _base64(self._boot_log)}, additional).to_wire()
         return Evidence(self.tee, primary, additional).to_wire()
 
     def enrolment(self) -> EnrolmentRequest:

@@ -9,7 +9,7 @@ from typing import Final
 from ...crypto import sha256
 from ...errors import Malformed
 
-__all__ = ["GLOBAL", "SECURITY_DATABASE", "Variable", "parse_variable", "signers"]
+__all__ = ["GLOBAL", "SECURITY_DATABASE", "Variable", "encode_variable", "parse_variable", "signers"]
 
 GLOBAL: Final = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
 """EFI_GLOBAL_VARIABLE: SecureBoot, PK, KEK (GUIDs in the mixed order that they have in memory)."""
@@ -49,6 +49,12 @@ def parse_variable(data: bytes) -> Variable:
     except UnicodeDecodeError:
         raise _bad() from None
     return Variable(vendor, name, data[end:])
+
+
+def encode_variable(variable: Variable) -> bytes:
+    """The bytes that ``parse_variable`` reads."""
+    name = variable.name.encode("utf-16-le")
+    return _VARIABLE.pack(variable.vendor, len(name) // 2, len(variable.value)) + name + variable.value
 
 
 def signers(value: bytes) -> list[str]:

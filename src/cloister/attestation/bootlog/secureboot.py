@@ -4,6 +4,11 @@ The rule that all of this follows: a log's *types* and *data* come from whoever 
 if its digest, which the signed register covers, is that of its data; and only before the separator, which firmware
 measures before anything that it does not control can measure anything. What has a fixed text is known by its digest,
 whatever type is claimed for it: who runs later could else hide a separator, and pass an own event off as firmware's.
+
+RTMR 0 is weaker than PCR 7: firmware measures into it, before the separator, also what the host gives it (tables,
+blobs), and a host could give it the very bytes of a variable. The variable SecureBoot has three values, so three
+digests, and two of them in one register are refused: a host can't replace what the firmware itself measured. It could
+add other variables, so an RTMR shows no lists of keys.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import Final
 
 from ...errors import Malformed, Untrusted
 from . import format as form
-from .efi import GLOBAL, SECURITY_DATABASE, Variable, parse_variable, signers
+from .efi import GLOBAL, SECURITY_DATABASE, Variable, encode_variable, parse_variable, signers
 from .format import BootEvent, BootLog
 
 __all__ = ["SecureBoot", "secure_boot"]
@@ -24,8 +29,9 @@ _SEPARATORS: Final = (bytes(4), b"\xff\xff\xff\xff")  # PFP §10.4.2; 00000001 w
 _ERROR: Final = b"\x01\0\0\0"
 _DEBUG: Final = b"UEFI Debug Mode"  # PFP §3.3.4.8: a debugger may have changed everything after
 _NO_DMA: Final = b"DMA Protection Disabled"
+_FLAG: Final = (GLOBAL, "SecureBoot")
 _VARIABLES: Final = {
-    (GLOBAL, "SecureBoot"): "enabled",
+    _FLAG: "enabled",
     (GLOBAL, "PK"): "pk",
     (GLOBAL, "KEK"): "kek",
     (SECURITY_DATABASE, "db"): "db",
@@ -36,7 +42,8 @@ _VARIABLES: Final = {
 @dataclass(frozen=True)
 class SecureBoot:
     """What is proven. ``enabled``: None where the firmware measured no such variable. ``pk``, ``kek``, ``db``, ``dbx``:
-    SHA-256 of the certificates in them, hex. ``authorities``: events that name who had signed what was started."""
+    SHA-256 of the certificates in them, hex; empty for an RTMR. ``authorities``: events that name who had signed what
+    was started."""
 
     enabled: bool | None
     pk: tuple[str, ...] = ()
@@ -53,7 +60,8 @@ class SecureBoot:
         if self.enabled is not None:
             facts["secure_boot"] = self.enabled
         for name in ("pk", "kek", "db", "dbx"):
-            facts[f"secure_boot.{name}"] = list(getattr(self, name))
+            if found := list(getattr(self, name)):
+                facts[f"secure_boot.{name}"] = found
         if self.dbx_digest:
             facts["secure_boot.dbx_digest"] = self.dbx_digest
         facts["dma_protection_disabled"] = self.dma_protection_disabled
@@ -84,6 +92,7 @@ def secure_boot(log: BootLog, algorithm: str) -> SecureBoot:
     separators = {_hash(algorithm, text).digest() for text in _SEPARATORS}
     alarms = {_hash(algorithm, text).digest() for text in (_ERROR, _DEBUG)}
     no_dma = _hash(algorithm, _NO_DMA).digest()
+    flags = {_hash(algorithm, encode_variable(flag)).digest(): flag for flag in _flags()}
     for event in log.events:
         if event.index != _REGISTER[log.registers] or not event.extends:
             continue
@@ -98,11 +107,21 @@ def secure_boot(log: BootLog, algorithm: str) -> SecureBoot:
             seen.separator = True
         elif digest == no_dma:
             seen.no_dma = True
+        elif digest in flags and event.kind != form.EV_EFI_VARIABLE_DRIVER_CONFIG:
+            _record(seen, flags[digest])
         else:
             _event(seen, event, algorithm, log.registers)
     if not seen.separator:
         raise _untrusted("there is no separator, so the firmware's events can't be told from later ones")
-    return _state(seen)
+    state = _state(seen)
+    if log.registers == "rtmr":
+        return SecureBoot(state.enabled, dma_protection_disabled=state.dma_protection_disabled)
+    return state
+
+
+def _flags() -> tuple[Variable, ...]:
+    """All that firmware can measure of the variable SecureBoot: that it doesn't exist, off, on."""
+    return tuple(Variable(*_FLAG, value) for value in (b"", b"\0", b"\1"))
 
 
 def _event(seen: _Seen, event: BootEvent, algorithm: str, registers: str) -> None:
@@ -126,12 +145,15 @@ def _event(seen: _Seen, event: BootEvent, algorithm: str, registers: str) -> Non
 def _variable(seen: _Seen, event: BootEvent, algorithm: str) -> None:
     if not event.believed(algorithm):
         raise _untrusted("a variable has data that was not measured")
-    if seen.separator:
-        raise _untrusted("a variable was measured after the separator")
     try:
-        variable = parse_variable(event.data)
+        _record(seen, parse_variable(event.data))
     except Malformed:
         raise _untrusted("a variable is not of the form that firmware measures") from None
+
+
+def _record(seen: _Seen, variable: Variable) -> None:
+    if seen.separator:
+        raise _untrusted("a variable was measured after the separator")
     if (variable.vendor, variable.name) in seen.variables:
         raise _untrusted("a variable was measured twice")
     seen.variables[variable.vendor, variable.name] = variable

@@ -5,29 +5,33 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ...crypto import constant_time_equal, sha256, verify_hardware_signature
 from ...errors import Malformed, Untrusted
+from ..bootlog import BootLog, check_replay, parse_log, secure_boot
 from ..events import OpenedLog, open_log, replay
-from ..models import Claims, Evidence
+from ..models import Claims, Device, Evidence, Fact
 from . import parser
+from .enrolment import Enrolment, check_ak
 from .parser import Attest, PublicArea, Signature, parse_attest, parse_public, parse_signature
 from .wire import encode_name, uint
 
-__all__ = ["EVENT_PCR", "QUOTED_PCRS", "TpmVerifier", "attester_id"]
+__all__ = ["BOOT_PCRS", "EVENT_PCR", "MAX_BOOT_LOG", "QUOTED_PCRS", "TpmVerifier", "attester_id", "boot_facts"]
 
 EVENT_PCR: Final = 15
 """Where the node agent records launches. Never 16 or 23: those can be reset without a reboot."""
-QUOTED_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, EVENT_PCR)
+BOOT_PCRS: Final = tuple(range(8))
+"""What firmware and boot loader measure into (PC Client Platform Firmware Profile §3.3.4)."""
+QUOTED_PCRS: Final = (*BOOT_PCRS, EVENT_PCR)
+MAX_BOOT_LOG: Final = 96 * 1024
+"""Bytes of a boot event log inside evidence."""
 
 _SELECTION = parser.PcrSelection(parser.ALG_SHA256, b"\xff\x80\x00")  # bits 0-7 and 15, and no other
 _ENDORSEMENT: Final = 0x4000000B  # Part 2 §7.4 TPM_RH_ENDORSEMENT
 _FIELDS = {"quote", "signature", "ak_public", "ek_public", "pcrs"}
-_AK_MUST = (
-    parser.FIXED_TPM | parser.FIXED_PARENT | parser.SENSITIVE_DATA_ORIGIN | parser.RESTRICTED | parser.SIGN
-)  # fmt: skip
 _EK_MUST = (
     parser.FIXED_TPM | parser.FIXED_PARENT | parser.SENSITIVE_DATA_ORIGIN | parser.RESTRICTED | parser.DECRYPT
 )  # fmt: skip
@@ -41,6 +45,11 @@ _NOTES = (
     "Level none: no vendor's root vouches for the endorsement key, so a software TPM gives the same evidence.",
     "The host's administrator can read the workload's memory and can run a software TPM.",
 )
+_NOTES_ENROLLED_NONE = (
+    "Level none: the endorsement key was enrolled under a root that is no manufacturer's shipped with this program.",
+    "The host's administrator can read the workload's memory and can run a software TPM.",
+)
+_NOTES_TPM = ("Level tpm: the host's administrator can read the workload's memory.",)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class _Parts:
     ak: PublicArea
     ek: PublicArea
     pcrs: dict[str, str]
+    boot_log: BootLog | None
 
 
 def attester_id(ak_public: bytes) -> str:
@@ -60,15 +70,20 @@ def attester_id(ak_public: bytes) -> str:
 class TpmVerifier:
     """Checks quotes by a restricted signing key.
 
-    Guaranteed: the named attestation key signed, over this report, the PCR values and the event log that the
-    claims repeat. *Not* guaranteed: that this key lives in hardware. That would take an endorsement certificate
-    chain to a pinned vendor root, which this verifier doesn't support yet; so the level is always ``none``.
+    Guaranteed: the named attestation key signed, over this report, the PCR values and the event log that the claims
+    repeat; and, with a boot log, that this log led to PCR 0 to 7. That the key lives in a manufacturer's TPM is what an
+    enrolment says: ``enrolments`` maps an attestation key's Name (hex) to its record. The level is the record's,
+    ``tpm`` only under a shipped root; without a record it is ``none``. *Not* guaranteed, ever: that nobody reads the
+    host's memory.
     """
 
     tee = "tpm"
 
+    def __init__(self, enrolments: Mapping[str, Enrolment] | None = None) -> None:
+        self._enrolments = {} if enrolments is None else enrolments
+
     def verify(self, evidence: Evidence, report: bytes, *, now: int) -> Claims:
-        """See ``ports.Verifier``. ``now`` is unused: no certificate takes part."""
+        """See ``ports.Verifier``. ``now`` is unused: certificates were judged at enrolment."""
         del now
         if evidence.tee != self.tee:
             raise Untrusted("tpm.tee", "The evidence is of another platform than TPM.")
@@ -88,19 +103,33 @@ class TpmVerifier:
         log = open_log(evidence.additional)
         if replay(log.digests).hex() != parts.pcrs[str(EVENT_PCR)]:
             raise Untrusted("tpm.replay", "The event log does not lead to the quoted value of PCR 15.")
-        return _claims(parts, log)
+        # 7. The firmware's log, where there is one, leads to PCR 0 to 7.
+        if parts.boot_log is not None:
+            check_replay(parts.boot_log, "sha256", {i: bytes.fromhex(parts.pcrs[str(i)]) for i in BOOT_PCRS})
+        # 8. Whose TPM it is, the owner found out before.
+        return _claims(parts, log, self._enrolled(parts.ak))
+
+    def _enrolled(self, ak: PublicArea) -> Enrolment | None:
+        name = ak.name().hex()
+        found = self._enrolments.get(name)
+        if found is not None and found.ak_name != name:
+            raise Untrusted("tpm.enrolment", "An enrolment is kept under another attestation key than its own.")
+        return found
 
 
 def _parse_primary(primary: dict[str, Any]) -> _Parts:
-    if set(primary) != _FIELDS:
+    if set(primary) - {"boot_log"} != _FIELDS:
         raise Malformed("tpm.form", "The TPM evidence does not have exactly the expected fields.")
     signature = parse_signature(_base64(primary["signature"]))
     ak, ek = parse_public(_base64(primary["ak_public"])), parse_public(_base64(primary["ek_public"]))
-    return _Parts(_base64(primary["quote"]), signature, ak, ek, _parse_pcrs(primary["pcrs"]))
+    boot_log = None
+    if "boot_log" in primary:
+        boot_log = parse_log(_base64(primary["boot_log"], 4 * (MAX_BOOT_LOG // 3)))
+    return _Parts(_base64(primary["quote"]), signature, ak, ek, _parse_pcrs(primary["pcrs"]), boot_log)
 
 
-def _base64(text: object) -> bytes:
-    if not isinstance(text, str) or len(text) > _MAX_FIELD:
+def _base64(text: object, limit: int = _MAX_FIELD) -> bytes:
+    if not isinstance(text, str) or len(text) > limit:
         raise Malformed("tpm.base64", "A field of the TPM evidence is not base64.")
     try:
         raw = base64.b64decode(text, validate=True)
@@ -121,12 +150,7 @@ def _parse_pcrs(value: object) -> dict[str, str]:
 
 
 def _check_attributes(ak: PublicArea, ek: PublicArea) -> None:
-    if ak.attributes & _AK_MUST != _AK_MUST or ak.attributes & parser.DECRYPT:
-        raise Untrusted(
-            "tpm.ak-attributes", "The attestation key is not a restricted signing key that was made in its TPM."
-        )
-    if ak.scheme == parser.ALG_NULL or ak.symmetric_bits:
-        raise Untrusted("tpm.ak-scheme", "The attestation key does not have one fixed signature scheme.")
+    check_ak(ak)
     if ek.attributes & _EK_MUST != _EK_MUST or ek.attributes & parser.SIGN:
         raise Untrusted("tpm.ek-attributes", "The endorsement key is not a restricted decryption key.")
 
@@ -160,10 +184,27 @@ def _check_pcrs(quote: Attest, pcrs: dict[str, str]) -> None:
         raise Untrusted("tpm.pcr-digest", "The PCR values are not those that the TPM signed.")
 
 
-def _claims(parts: _Parts, log: OpenedLog) -> Claims:
+def boot_facts(log: BootLog) -> tuple[dict[str, Fact], tuple[str, ...]]:
+    """What a replayed log proves about secure boot, in the SHA-256 bank, and what to tell people where it proves
+    nothing.
+
+    A log that doesn't show it isn't refused: firmware varies, and facts that are missing satisfy no policy.
+    """
+    try:
+        return secure_boot(log, "sha256").facts(), ()
+    except Untrusted as error:
+        return {}, (error.message,)
+
+
+def _claims(parts: _Parts, log: OpenedLog, enrolment: Enrolment | None) -> Claims:
+    level = "none" if enrolment is None else enrolment.level
+    hardware = _HARDWARE if enrolment is None else enrolment.hardware
+    notes: tuple[str, ...] = _NOTES if enrolment is None else _NOTES_ENROLLED_NONE
+    if level == "tpm":
+        notes = _NOTES_TPM
     return Claims(
         tee="tpm",
-        level="none",
+        level=level,
         attester=sha256(parts.ak.name()).hex(),
         measurement=log.launch["measurement"],
         agent=log.agent["measurement"],
@@ -171,6 +212,24 @@ def _claims(parts: _Parts, log: OpenedLog) -> Claims:
         contract=log.launch["contract"],
         job=log.launch["job"],
         pcrs=dict(parts.pcrs),
-        hardware=_HARDWARE,
-        notes=_NOTES,
+        hardware=hardware,
+        notes=notes,
+        devices=_devices(parts, enrolment, hardware),
+        gpus=log.gpus,
+        tenancy=log.tenancy,
     )
+
+
+def _devices(parts: _Parts, enrolment: Enrolment | None, hardware: str) -> tuple[Device, ...]:
+    """The TPM itself, where there is more to say of it than the claims do."""
+    facts: dict[str, Fact] = {}
+    notes: tuple[str, ...] = ()
+    if parts.boot_log is not None:
+        facts, notes = boot_facts(parts.boot_log)
+    elif enrolment is None:
+        return ()
+    if enrolment is not None and enrolment.level == "tpm":
+        facts |= {"manufacturer": enrolment.manufacturer, "model": enrolment.model, "version": enrolment.version}
+    measurements = {f"pcr{index}": value for index, value in parts.pcrs.items()}
+    identity = "" if enrolment is None else enrolment.ek
+    return (Device("tpm0", "tpm", identity, measurements, facts, hardware, notes),)
