@@ -2,7 +2,7 @@
 
 Everything is right unless told otherwise, so each attack changes one thing. Manifests are written by hand in their
 canonical form, and what is signed is computed from that text: this is no mirror of the code that is tested.
-``python -m tests.nvidia_forge`` writes ``tests/vectors/nvidia.json`` anew.
+``python -m tests.nvidia_forge nvidia nvidia_revocation`` writes these files of ``tests/vectors`` anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import ocsp
 from cryptography.x509.oid import NameOID
 
 from cloister.attestation.collateral import CollateralSet, Item, Staleness
 from cloister.attestation.nvidia import NvidiaVerifier
-from tests.pki import NOW, Entity, extension, issue, p384
+from tests.pki import DAY, NOW, Entity, answer, extension, issue, p384, responder
+from tests.pki import tlv as der
 
 SWID = "http://standards.iso.org/iso/19770/-2/2015/schema.xsd"
 SHA384 = "http://www.w3.org/2001/04/xmlenc#sha384"
@@ -47,14 +50,6 @@ def measured(index: int) -> bytes:
 
 
 GOOD = {i: measured(i) if i in DRIVER_INDEXES + VBIOS_INDEXES else EMPTY for i in range(48)}
-
-
-def der(tag: int, *parts: bytes) -> bytes:
-    body = b"".join(parts)
-    if len(body) < 0x80:
-        return bytes([tag, len(body)]) + body
-    size = (len(body).bit_length() + 7) // 8
-    return bytes([tag, 0x80 + size]) + len(body).to_bytes(size, "big") + body
 
 
 def fwid_der(digest: bytes) -> bytes:
@@ -223,6 +218,16 @@ class Factory:
             ]
         )
 
+    def answers(self, gpu: Gpu, **changed: bytes | None) -> list[Item]:
+        """Good OCSP responses about a device's boot ROM and the two authorities below the root; ``changed`` replaces
+        ``brom``, ``provisioner`` or ``identity``, None removes it."""
+        found: list[Item] = []
+        for role, about, issuer in zip(("brom", "provisioner", "identity"), gpu.chain[1:], gpu.chain[2:], strict=False):
+            data = changed[role] if role in changed else answer(about, issuer, responder(issuer))
+            if data is not None:
+                found.append(Item("nvidia-ocsp", about.parsed.fingerprint, data, NOW))
+        return found
+
     def verifier(self, items: CollateralSet | None = None, **how: Any) -> NvidiaVerifier:
         return NvidiaVerifier(
             items if items is not None else self.items(),
@@ -348,6 +353,52 @@ def vectors() -> dict[str, Any]:
     }
 
 
+def revocation_vectors() -> dict[str, Any]:
+    """A device with good answers about it, and with one of them exchanged for a bad one or left out."""
+    factory, other = Factory(), Factory()
+    gpu = factory.gpu()
+    brom, provisioner = gpu.chain[1], factory.provisioner
+    signer, early = responder(provisioner), {"start": NOW - 2 * DAY, "end": NOW - DAY}
+    later = {"start": NOW + DAY, "end": NOW + 2 * DAY}
+    revoked, unknown = x509.ReasonFlags.key_compromise, ocsp.OCSPCertStatus.UNKNOWN
+    bad = {
+        "of a device on hold": (
+            "x509.hold",
+            answer(brom, provisioner, signer, reason=x509.ReasonFlags.certificate_hold),
+        ),
+        "of a revoked device": ("x509.revoked", answer(brom, provisioner, signer, reason=revoked)),
+        "of an unknown device": ("ocsp.unknown", answer(brom, provisioner, signer, status=unknown)),
+        "about another device": ("ocsp.certificate", answer(factory.gpu().chain[1], provisioner, signer)),
+        "by a responder of an authority above": ("x509.issuer", answer(brom, provisioner, responder(factory.root))),
+        "by another vendor's": ("x509.signature", answer(brom, provisioner, responder(other.provisioner))),
+        "without the purpose": ("ocsp.responder", answer(brom, provisioner, responder(provisioner, purposes=[]))),
+        "that has run out": ("collateral.stale", answer(brom, provisioner, signer, **early)),
+        "from the future": ("ocsp.future", answer(brom, provisioner, signer, **later)),
+        "that never ends": ("ocsp.form", answer(brom, provisioner, signer, end=None)),
+        "that is a refusal to answer": ("ocsp.unanswered", der(0x30, der(0x0A, b"\6"))),
+        "left out": ("collateral.missing", None),
+    }
+
+    def texts(items: list[Item]) -> dict[str, str]:
+        return {item.name: base64.b64encode(item.data).decode() for item in items}
+
+    return {
+        "about": "A self-made device's chain, and OCSP responses (DER) by the SHA-256 of the certificate that each is "
+        "about. The good ones are accepted at the time 'now'; every bad one must fail with the code, where revocation "
+        "must be checked.",
+        "now": NOW,
+        "device_root": factory.root.root,
+        "chain": gpu.pem.decode(),
+        "good": texts(factory.answers(gpu)),
+        "bad": [
+            {"name": name, "code": code, "answers": texts(factory.answers(gpu, brom=data))}
+            for name, (code, data) in bad.items()
+        ],
+    }
+
+
 if __name__ == "__main__":
-    target = Path(__file__).parent / "vectors" / "nvidia.json"
-    target.write_text(json.dumps(vectors(), indent=1) + "\n", encoding="utf-8")
+    for name, made in (("nvidia", vectors), ("nvidia_revocation", revocation_vectors)):
+        if name in sys.argv[1:]:
+            target = Path(__file__).parent / "vectors" / f"{name}.json"
+            target.write_text(json.dumps(made(), indent=1) + "\n", encoding="utf-8")

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
+from cryptography.x509 import ocsp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cloister.attestation.collateral import CollateralSet, Item, Staleness
-from cloister.attestation.nvidia import MAX_GPUS, NvidiaVerifier, spdm, verify_report
+from cloister.attestation.nvidia import MAX_GPUS, NvidiaVerifier, revocation_requests, spdm, verify_report
+from cloister.attestation.nvidia.chain import verify_device_chain
 from cloister.attestation.nvidia.compare import compare
 from cloister.attestation.nvidia.rim import open_manifest
 from cloister.crypto.x509 import read_crl
 from cloister.errors import CloisterError, Malformed, Untrusted
 from tests.nvidia_forge import EMPTY, GOOD, LEAST, Factory, Gpu, entry, listed, measured, resource
-from tests.pki import DAY, NOW, issue, p384
+from tests.pki import DAY, NOW, Entity, answer, issue, p384, responder
 
 FACTORY = Factory()
 GPU, BLACKWELL, SWITCH = FACTORY.gpu(), FACTORY.gpu("BLACKWELL"), FACTORY.gpu("LS10")
@@ -50,6 +51,7 @@ def test_a_gpu_that_is_right() -> None:
         "arch": "HOPPER",
         "hwmodel": "GH100 A01 GSP BROM",
         "ueid": str(GPU.chain[0].cert.serial_number),
+        "revocation_checked": False,
         "driver": "550.90.07",
         "vbios": "96.00.9F.00.01",
         "mode": "spt",
@@ -273,42 +275,41 @@ def test_a_switch_and_its_gpus_in_protected_pcie_mode() -> None:
     assert facts([(one, {spdm.FEATURE: b"\x02\0"}), (switch, beyond)]) == [False]
 
 
-def with_points(factory: Factory) -> Gpu:
-    """A device whose provisioner says where its issuer's revocation list is, as NVIDIA's do."""
-    place = [x509.UniformResourceIdentifier("http://localhost/list.crl")]
-    points = x509.CRLDistributionPoints([x509.DistributionPoint(place, None, None, None)])
-    factory.provisioner = issue("Provisioner", p384(), factory.identity, ca=True, extensions=[(points, False)])
-    return factory.gpu()
+def revocation(
+    factory: Factory, gpu: Gpu, *pieces: Item, required: bool = False, grace: int = 0, now: int = NOW
+) -> bool:
+    """Whether revocation was checked, where evidence is accepted with these pieces at hand."""
+    verifier = NvidiaVerifier(
+        CollateralSet([*factory.items(), *pieces]),
+        Staleness(grace=grace),
+        require_revocation=required,
+        device_roots={factory.root.root},
+        manifest_roots={factory.rim_root.root},
+    )
+    (device,) = verifier.verify([gpu.entry(NONCE)], NONCE, now=now)
+    assert device.facts["confidential"] is True
+    return device.facts["revocation_checked"] is True
+
+
+def crl_of(authority: Entity, crl: bytes, obtained: int = NOW) -> Item:
+    return Item("nvidia-crl", authority.root, crl, obtained)
 
 
 def test_revocation_lists_are_collateral_with_a_time() -> None:
     factory = Factory()
-    gpu = with_points(factory)
-    authority, serial = factory.identity, factory.provisioner.cert.serial_number
+    gpu, authority, serial = factory.gpu(), factory.identity, factory.provisioner.cert.serial_number
 
-    def check(crl: bytes | None, *, required: bool = False, obtained: int = NOW, grace: int = 0) -> None:
-        items = list(factory.items())
-        if crl is not None:
-            items.append(Item("nvidia-crl", authority.root, crl, obtained))
-        verifier = NvidiaVerifier(
-            CollateralSet(items),
-            Staleness(grace=grace),
-            require_crls=required,
-            device_roots={factory.root.root},
-            manifest_roots={factory.rim_root.root},
-        )
-        verifier.verify([gpu.entry(NONCE)], NONCE, now=NOW)
+    def check(crl: bytes, grace: int = 0, obtained: int = NOW) -> None:
+        assert revocation(factory, gpu, crl_of(authority, crl, obtained), grace=grace) is False
 
-    check(None)
-    check(authority.crl(), required=True)
-    check(authority.crl(1234), required=True)
+    check(authority.crl())
+    check(authority.crl(1234))
     old = authority.crl(start=NOW - 9 * DAY, end=NOW - DAY)
     check(old, grace=2 * DAY)
     revoked = authority.crl(serial, start=NOW - 9 * DAY, end=NOW - DAY)
     stranger = issue("Identity", p384(), ca=True).crl()
     assert read_crl(revoked).revoked(serial)
     for code, crl, how in (
-        ("crl.missing", None, {"required": True}),
         ("x509.revoked", authority.crl(serial), {}),
         ("x509.revoked", revoked, {"grace": 2 * DAY}),
         ("collateral.stale", old, {}),
@@ -317,8 +318,63 @@ def test_revocation_lists_are_collateral_with_a_time() -> None:
         ("crl.signature", stranger, {}),
     ):
         with pytest.raises(Untrusted) as caught:
-            check(crl, **how)  # type: ignore[arg-type]
+            check(crl, **how)
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize("gpu", [GPU, BLACKWELL, SWITCH], ids=lambda gpu: gpu.arch)
+def test_answers_about_every_certificate_that_can_be_revoked(gpu: Gpu) -> None:
+    """All but the leaf, which the device made for itself, and the root."""
+    answers = FACTORY.answers(gpu)
+    assert len(answers) == 3
+    assert revocation(FACTORY, gpu, *answers, required=True)
+    assert revocation(FACTORY, gpu, *answers)
+    for left_out in range(3):
+        few = answers[:left_out] + answers[left_out + 1 :]
+        assert revocation(FACTORY, gpu, *few) is False
+        with pytest.raises(Untrusted) as caught:
+            revocation(FACTORY, gpu, *few, required=True)
+        assert caught.value.code == "collateral.missing"
+        assert caught.value.details["ocsp"] == gpu.chain[1 + left_out].parsed.fingerprint
+
+
+def test_a_list_stands_in_for_an_answer() -> None:
+    lists = [crl_of(FACTORY.root, FACTORY.root.crl()), crl_of(FACTORY.identity, FACTORY.identity.crl())]
+    answers = FACTORY.answers(GPU, provisioner=None, identity=None)
+    assert revocation(FACTORY, GPU, *answers, *lists, required=True)
+    assert revocation(FACTORY, GPU, *lists) is False
+    whole = [crl_of(entity, entity.crl()) for entity in (FACTORY.root, FACTORY.identity, FACTORY.provisioner)]
+    assert revocation(FACTORY, GPU, *whole, required=True)
+
+
+def test_of_two_sources_one_in_its_time_is_enough() -> None:
+    """A vendor's service that is down stops nobody who has its list."""
+    early = {"start": NOW - 2 * DAY, "end": NOW - DAY}
+    stale = answer(FACTORY.provisioner, FACTORY.identity, responder(FACTORY.identity), **early)
+    answers = FACTORY.answers(GPU, provisioner=stale)
+    fresh, old = (
+        crl_of(FACTORY.identity, FACTORY.identity.crl()),
+        crl_of(FACTORY.identity, FACTORY.identity.crl(**early)),
+    )
+    assert revocation(FACTORY, GPU, *answers, fresh, required=True)
+    assert revocation(FACTORY, GPU, *FACTORY.answers(GPU), old, required=True)
+    for pieces in ([*answers], [*answers, old]):
+        with pytest.raises(Untrusted) as caught:
+            revocation(FACTORY, GPU, *pieces)
+        assert caught.value.code == "collateral.stale"
+    assert revocation(FACTORY, GPU, *answers, required=True, grace=2 * DAY)
+
+
+def test_what_to_ask_about_a_device() -> None:
+    asked = revocation_requests(GPU.pem, now=NOW, roots={FACTORY.root.root})
+    assert list(asked) == [entity.parsed.fingerprint for entity in GPU.chain[1:4]]
+    for entity, request in zip(GPU.chain[1:4], asked.values(), strict=True):
+        question = ocsp.load_der_ocsp_request(request)
+        assert (question.serial_number, question.hash_algorithm.name) == (entity.cert.serial_number, "sha384")
+    # About certificates that only somebody sent nobody is asked.
+    with pytest.raises(Untrusted) as caught:
+        revocation_requests(GPU.pem, now=NOW)
+    assert caught.value.code == "x509.root"
 
 
 def test_the_generation_may_be_left_to_the_certificates() -> None:
@@ -349,6 +405,35 @@ def test_a_good_vector_is_verified_forever() -> None:
 def test_a_bad_vector_fails_for_its_reason(bad: dict[str, Any]) -> None:
     with pytest.raises(Untrusted) as caught:
         check_vector(bad["evidence"])
+    assert caught.value.code == bad["code"]
+
+
+REVOCATION = json.loads((Path(__file__).parents[1] / "vectors" / "nvidia_revocation.json").read_text(encoding="utf-8"))
+
+
+def check_answers(answers: dict[str, str], required: bool = True) -> bool:
+    now = REVOCATION["now"]
+    items = [Item("nvidia-ocsp", name, base64.b64decode(text), now) for name, text in answers.items()]
+    chain = verify_device_chain(
+        REVOCATION["chain"].encode(),
+        None,
+        roots={REVOCATION["device_root"]},
+        now=now,
+        collateral=CollateralSet(items),
+        require_revocation=required,
+    )
+    return chain.unrevoked
+
+
+def test_good_answers_are_accepted_forever() -> None:
+    assert check_answers(REVOCATION["good"])
+    assert not check_answers({}, required=False)
+
+
+@pytest.mark.parametrize("bad", REVOCATION["bad"], ids=lambda bad: bad["name"])
+def test_a_bad_answer_fails_for_its_reason(bad: dict[str, Any]) -> None:
+    with pytest.raises((Malformed, Untrusted)) as caught:
+        check_answers(bad["answers"])
     assert caught.value.code == bad["code"]
 
 

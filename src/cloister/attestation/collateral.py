@@ -23,6 +23,7 @@ KINDS: Final = {
     "intel-pck-crl": "the revocation list of the PCK certificates' authority; named processor or platform",
     "intel-root-crl": "the revocation list of Intel's root; named root",
     "nvidia-rim": "a reference integrity manifest; named by its id",
+    "nvidia-ocsp": "an OCSP response about a certificate of NVIDIA's devices; named by its SHA-256",
     "nvidia-crl": "a revocation list of NVIDIA's device authorities; named by the SHA-256 of its issuer's key",
 }
 MAX_ITEM: Final = 1024 * 1024

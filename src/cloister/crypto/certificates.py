@@ -26,7 +26,7 @@ MAX_CHAIN = 8
 _MAX_CERTIFICATE = 16 * 1024
 _MAX_CRL = 1024 * 1024
 # What the library raises for bytes that it can't make sense of; it also warns, which some callers turn into errors.
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -115,7 +115,7 @@ def read_certificate(data: bytes) -> Certificate:
         )
     except Malformed:
         raise
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _bad("certificate") from None
 
 
@@ -150,7 +150,7 @@ def read_crl(data: bytes) -> Crl:
         )
     except Malformed:
         raise
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _bad("revocation list") from None
 
 

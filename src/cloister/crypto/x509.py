@@ -24,6 +24,9 @@ from .certificates import MAX_CHAIN, Certificate, Crl, read_certificate, read_ce
 __all__ = [
     "Certificate",
     "Crl",
+    "check_signature",
+    "check_usage",
+    "find_extension",
     "read_certificate",
     "read_certificates",
     "read_crl",
@@ -81,8 +84,8 @@ def verify_crl(crl: Crl, issuer: Certificate, *, now: int) -> None:
     """Return if ``issuer`` signed the list and it is in its time. ``issuer`` must be trusted already."""
     if crl.issuer != issuer.subject:
         raise Untrusted("crl.issuer", "A revocation list is not its certificate authority's.")
-    _check_usage(issuer, "crl_sign", "crl.usage", "A certificate that may not sign revocation lists signed one.")
-    _check_signature(
+    check_usage(issuer, "crl_sign", "crl.usage", "A certificate that may not sign revocation lists signed one.")
+    check_signature(
         issuer,
         crl._parsed.signature,
         crl._parsed.tbs_certlist_bytes,
@@ -114,7 +117,7 @@ def _check_signed(certificate: Certificate, issuer: Certificate) -> None:
     pss = _pss(parsed.signature_algorithm_oid)
     if pss and not _pss_is_plain(certificate):
         raise Untrusted("x509.signature", "A certificate is signed with unusual RSA-PSS parameters.")
-    _check_signature(issuer, parsed.signature, parsed.tbs_certificate_bytes, _hash(parsed), pss, "x509.signature")
+    check_signature(issuer, parsed.signature, parsed.tbs_certificate_bytes, _hash(parsed), pss, "x509.signature")
 
 
 def _pss(oid: x509.ObjectIdentifier) -> bool:
@@ -141,7 +144,7 @@ def _pss_is_plain(certificate: Certificate) -> bool:
     )
 
 
-def _check_signature(
+def check_signature(
     issuer: Certificate,
     signature: bytes,
     message: bytes,
@@ -149,6 +152,7 @@ def _check_signature(
     pss: bool,
     code: str,
 ) -> None:
+    """Return if ``issuer``'s key signed ``message``; Untrusted(``code``) if not, or by what isn't accepted."""
     if not isinstance(algorithm, _HASHES):
         raise Untrusted(code, "A certificate or revocation list is signed with a hash that is not accepted.")
     key = issuer._parsed.public_key()
@@ -195,29 +199,31 @@ def _check_critical(certificate: Certificate, understood: Collection[str]) -> No
 
 def _check_authority(certificate: Certificate, *, below: int, alone: bool) -> None:
     """A certificate authority (RFC 5280 §4.2.1.9) with ``below`` intermediate ones under it."""
-    constraints = _extension(certificate, x509.BasicConstraints)
+    constraints = find_extension(certificate, x509.BasicConstraints)
     if constraints is None or not constraints.ca:
         if alone:
             return  # a pinned key without anything above it: nothing was issued by it here
         raise Untrusted("x509.ca", f"The certificate {_short(certificate)} is no certificate authority's.")
     if constraints.path_length is not None and below > constraints.path_length:
         raise Untrusted("x509.path-length", f"The certificate {_short(certificate)} may not stand so high in a chain.")
-    _check_usage(certificate, "key_cert_sign", "x509.usage", "A certificate that may not sign certificates signed one.")
+    check_usage(certificate, "key_cert_sign", "x509.usage", "A certificate that may not sign certificates signed one.")
 
 
 def _check_leaf(certificate: Certificate) -> None:
-    constraints = _extension(certificate, x509.BasicConstraints)
+    constraints = find_extension(certificate, x509.BasicConstraints)
     if constraints is not None and constraints.ca:
         raise Untrusted("x509.ca", f"The certificate {_short(certificate)} is an authority's, not a device's.")
 
 
-def _check_usage(certificate: Certificate, bit: str, code: str, why: str) -> None:
-    usage = _extension(certificate, x509.KeyUsage)
+def check_usage(certificate: Certificate, bit: str, code: str, why: str) -> None:
+    """Untrusted(``code``) for a certificate that says what it is for, and not ``bit`` (a name of ``x509.KeyUsage``)."""
+    usage = find_extension(certificate, x509.KeyUsage)
     if usage is not None and not getattr(usage, bit):
         raise Untrusted(code, why)
 
 
-def _extension(certificate: Certificate, kind: type[T]) -> T | None:
+def find_extension(certificate: Certificate, kind: type[T]) -> T | None:
+    """The extension of this kind, parsed; None where there is none."""
     try:
         return certificate._parsed.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:

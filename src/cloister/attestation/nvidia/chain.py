@@ -11,22 +11,23 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
-from ...crypto.x509 import Certificate, read_certificates, read_crl, verify_chain, verify_crl
+from ...crypto.ocsp import ocsp_request
+from ...crypto.x509 import Certificate, read_certificates, verify_chain
 from ...errors import Malformed, Untrusted
 from ..collateral import Collateral, Staleness
 from .der import Der, read_der
+from .revocation import answered_for, check_revocation
+from .roots import DEVICE_ROOTS
 
-__all__ = ["ARCHITECTURES", "Architecture", "DeviceChain", "verify_device_chain"]
+__all__ = ["ARCHITECTURES", "Architecture", "DeviceChain", "revocation_requests", "verify_device_chain"]
 
 _MAX_PEM: Final = 32 * 1024
 _MIN_CHAIN, _MAX_CHAIN = 4, 8
 _COMPOSITE: Final = "2.23.133.5.4.1"
 _TCB_INFO: Final = "2.23.133.5.4.1.1"
 _KEY_USAGE: Final = "2.5.29.15"
-_CRL_POINTS: Final = "2.5.29.31"
 _SHA384: Final = bytes.fromhex("608648016503040202")  # 2.16.840.1.101.3.4.2.2, the body of its OID
 _SERIAL: Final = re.compile(r"[0-9A-F]{2}([0-9A-F]{16})")
 _NOT_SECURE, _RECOVERY, _DEBUG = 1, 2, 3  # DiceTcbInfo's OperationalFlags, bit numbers
@@ -58,6 +59,7 @@ class DeviceChain:
     stays with the chip; ``ueid``: the leaf's serial number in decimal, which NVIDIA's tokens carry; it changes with
     firmware. ``pdi``: the chip's id as switches and GPUs name each other, "" where there is none. ``flags``: what
     the boot ROM said of the firmware it started (debug, not_secure, recovery), None where its leaf has no such field.
+    ``unrevoked``: whether NVIDIA's fresh word was at hand that none of the certificates is revoked.
     """
 
     architecture: Architecture
@@ -69,6 +71,7 @@ class DeviceChain:
     pdi: str
     fwids: tuple[bytes, ...]
     flags: frozenset[str] | None
+    unrevoked: bool
 
 
 def verify_device_chain(
@@ -79,28 +82,26 @@ def verify_device_chain(
     now: int,
     collateral: Collateral | None = None,
     staleness: Staleness | None = None,
-    require_crls: bool = False,
+    require_revocation: bool = False,
 ) -> DeviceChain:
     """Return what a chain says, if it is good at ``now``, leads to one of ``roots`` and is of this generation (any that
     is known, where None is given).
 
-    Revocation lists are taken from ``collateral`` (``nvidia-crl``, by SHA-256 of their issuer's key). With
-    ``require_crls`` each certificate that says where its list is must be covered by one; the boot ROM and the
-    provisioner publish none. Raises Malformed (``x509.*``, ``nvidia.chain``) or Untrusted (``x509.*``, ``crl.*``,
-    ``collateral.*``, ``nvidia.*``).
+    What ``collateral`` says of revocation counts in any case; with ``require_revocation`` it must say that none of the
+    certificates but leaf and root is revoked, see ``revocation.check_revocation``. Raises Malformed (``x509.*``,
+    ``crl.*``, ``ocsp.*``, ``nvidia.chain``) or Untrusted (the same, ``collateral.*``, ``nvidia.*``).
     """
-    if len(pem) > _MAX_PEM:
-        raise Malformed("x509.size", "A certificate bundle is too long.")
-    chain = read_certificates(pem, limit=_MAX_CHAIN)
-    if len(chain) < _MIN_CHAIN:
-        raise Malformed("nvidia.chain", "A GPU's certificate chain is cut short; collect its evidence again.")
-    verify_chain(chain, roots=roots, now=now)
-    _check_revocation(chain, collateral, staleness or Staleness(), require_crls, now)
+    chain = _open_chain(pem, roots, now)
+    known = check_revocation(chain, collateral, staleness or Staleness(), required=require_revocation, now=now)
     leaf, brom = chain[0], chain[1]
     model = brom.subject_attributes.get("CN", "")
     product = model.partition(" ")[0]
     # NVIDIA's authorities certify devices of all generations under one root, so the chain has to be of this one.
-    found = next((a for a in ARCHITECTURES.values() if product.startswith(a.products)), None)
+    found = _generation(brom)
+    # A boot ROM is an authority, and nothing limits the path below it: with the key of one chip any number of others
+    # could be made up, each with its own identity.
+    if any(_generation(above) for above in chain[2:]):
+        raise Untrusted("nvidia.chain", "A device stands above another one in a GPU's certificate chain.")
     if found is None or architecture not in (None, found):
         raise Untrusted("nvidia.architecture", "A device's certificates are of another generation than its evidence.")
     _check_usage(leaf)
@@ -115,26 +116,35 @@ def verify_device_chain(
         pdi=_pdi(brom),
         fwids=fwids,
         flags=flags,
+        unrevoked=known,
     )
 
 
-def _check_revocation(
-    chain: tuple[Certificate, ...], collateral: Collateral | None, staleness: Staleness, required: bool, now: int
-) -> None:
-    for certificate, issuer in pairwise(chain):
-        item = collateral.find("nvidia-crl", issuer.key_fingerprint) if collateral is not None else None
-        if item is None:
-            if required and certificate.extension(_CRL_POINTS) is not None:
-                raise Untrusted("crl.missing", "A revocation list of NVIDIA's is missing; fetch or import it.")
-            continue
-        crl = read_crl(item.data)
-        staleness.check(
-            "revocation list", begins=crl.this_update, ends=crl.next_update, obtained=item.obtained, now=now
-        )
-        # Its time has been judged above, with the owner's grace; here only who signed it counts.
-        verify_crl(crl, issuer, now=crl.this_update)
-        if crl.revoked(certificate.serial):
-            raise Untrusted("x509.revoked", "A certificate of a GPU's chain was revoked by its issuer.")
+def _generation(certificate: Certificate) -> Architecture | None:
+    """Of which generation's boot ROM it is by its name; None for NVIDIA's authorities, whose names begin otherwise."""
+    model = certificate.subject_attributes.get("CN", "")
+    return next((a for a in ARCHITECTURES.values() if model.startswith(a.products)), None)
+
+
+def revocation_requests(pem: bytes, *, now: int, roots: Collection[str] = tuple(DEVICE_ROOTS)) -> dict[str, bytes]:
+    """What to ask NVIDIA's OCSP service about a device's chain (PEM): for each name of a piece of collateral
+    (``nvidia-ocsp``) the DER of the request that it is the answer to. Pure; whoever fetches sends them.
+
+    The chain is verified first: nobody is asked about certificates that only somebody sent. Raises as
+    ``verify_device_chain``, but for revocation.
+    """
+    chain = _open_chain(pem, roots, now)
+    return {chain[at].fingerprint: ocsp_request(chain[at], chain[at + 1]) for at in answered_for(chain)}
+
+
+def _open_chain(pem: bytes, roots: Collection[str], now: int) -> tuple[Certificate, ...]:
+    if len(pem) > _MAX_PEM:
+        raise Malformed("x509.size", "A certificate bundle is too long.")
+    chain = read_certificates(pem, limit=_MAX_CHAIN)
+    if len(chain) < _MIN_CHAIN:
+        raise Malformed("nvidia.chain", "A GPU's certificate chain is cut short; collect its evidence again.")
+    verify_chain(chain, roots=roots, now=now)
+    return chain
 
 
 def _check_usage(leaf: Certificate) -> None:

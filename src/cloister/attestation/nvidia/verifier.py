@@ -43,7 +43,7 @@ class _Trust:
     staleness: Staleness
     device_roots: Collection[str]
     manifest_roots: Collection[str]
-    require_crls: bool
+    require_revocation: bool
     opened: dict[str, Manifest] = field(default_factory=dict)
 
 
@@ -56,7 +56,7 @@ def verify_report(
     nonce: bytes | None = None,
     collateral: Collateral | None = None,
     staleness: Staleness | None = None,
-    require_crls: bool = False,
+    require_revocation: bool = False,
     device_roots: Collection[str] = tuple(DEVICE_ROOTS),
     manifest_roots: Collection[str] = tuple(MANIFEST_ROOTS),
     name: str = "gpu0",
@@ -65,9 +65,10 @@ def verify_report(
 
     ``arch``: HOPPER, BLACKWELL or LS10; without it, what the certificates say. ``nonce``: 32 bytes that the report must
     have been made for; without it nothing is said about freshness. ``collateral``: must hold the driver's and the
-    VBIOS's manifest; without any, nothing is compared, and the facts say so. Raises Malformed or Untrusted.
+    VBIOS's manifest; without any, nothing is compared, and the facts say so. ``require_revocation``: it must also hold
+    NVIDIA's fresh word that no certificate of the chain was revoked. Raises Malformed or Untrusted.
     """
-    trust = _Trust(collateral, staleness or Staleness(), device_roots, manifest_roots, require_crls)
+    trust = _Trust(collateral, staleness or Staleness(), device_roots, manifest_roots, require_revocation)
     entry = Entry(report, certificates, None if arch is None else architecture(arch))
     return replace(_verify(entry, trust, nonce=nonce, now=now)[0], name=name)
 
@@ -78,7 +79,9 @@ class NvidiaVerifier:
     Guaranteed: each is a different device under NVIDIA's root, signed this very ``device`` value, and measured only
     what NVIDIA's signed manifests list for its driver and firmware. *Not* guaranteed: that its developer tools are off
     (see the README), who owns it, where it stands, or that it is attached to the machine that the CPU's evidence is of:
-    that the evidence was collected by the measured guest itself is what binds them, see ``composite``.
+    that the evidence was collected by the measured guest itself is what binds them, see ``composite``. That no device
+    was revoked or put on hold is guaranteed with ``require_revocation``; without it, only what is at hand is looked at,
+    as a policy can tell from the fact ``revocation_checked``.
     """
 
     kind = "nvidia"
@@ -88,11 +91,11 @@ class NvidiaVerifier:
         collateral: Collateral,
         staleness: Staleness,
         *,
-        require_crls: bool = False,
+        require_revocation: bool = False,
         device_roots: Collection[str] = tuple(DEVICE_ROOTS),
         manifest_roots: Collection[str] = tuple(MANIFEST_ROOTS),
     ) -> None:
-        self._trust = _Trust(collateral, staleness, device_roots, manifest_roots, require_crls)
+        self._trust = _Trust(collateral, staleness, device_roots, manifest_roots, require_revocation)
 
     def verify(self, evidence: Any, device: bytes, *, now: int) -> tuple[Device, ...]:
         """See ``ports.DeviceVerifier``."""
@@ -123,7 +126,7 @@ def _verify(entry: Entry, trust: _Trust, *, nonce: bytes | None, now: int) -> tu
         now=now,
         collateral=trust.collateral,
         staleness=trust.staleness,
-        require_crls=trust.require_crls,
+        require_revocation=trust.require_revocation,
     )
     # 2. The device signed the report.
     _check_signature(report, chain)
@@ -193,6 +196,7 @@ def _device(
     compared: Collection[int],
 ) -> Device:
     facts: dict[str, Fact] = {"arch": chain.architecture.name, "hwmodel": chain.model, "ueid": chain.ueid}
+    facts["revocation_checked"] = chain.unrevoked
     for key, value in (("driver", report.driver), ("vbios", report.vbios), ("mode", report.mode), ("pdi", chain.pdi)):
         if value:
             facts[key] = value
