@@ -18,7 +18,7 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, OCSPExtensionOID
 
 from ..errors import Malformed, Untrusted
-from .certificates import UNREADABLE, MAX_CHAIN, Certificate, read_certificate
+from .certificates import MAX_CHAIN, UNREADABLE, Certificate, read_certificate
 from .x509 import check_signature, check_usage, find_extension, verify_chain
 
 __all__ = ["MAX_OCSP", "SKEW", "OcspResponse", "OcspStatus", "ocsp_request", "read_ocsp", "verify_ocsp"]
