@@ -162,6 +162,51 @@ def test_partial_revocation_lists_are_not_taken_for_whole_ones() -> None:
     refused("crl.form", lambda: read_crl(delta), Malformed)
 
 
+def crl_with(extension: x509.ExtensionType, *, critical: bool) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(GOOD.middle.cert.subject)
+        .last_update(GOOD.middle.cert.not_valid_before_utc)
+        .next_update(GOOD.middle.cert.not_valid_after_utc)
+        .add_extension(extension, critical=critical)
+    )
+    return builder.sign(GOOD.middle.key, hashes.SHA384()).public_bytes(Encoding.DER)
+
+
+def point(**how: object) -> x509.IssuingDistributionPoint:
+    plain: dict[str, object] = {
+        "full_name": [x509.UniformResourceIdentifier("http://crl.example")],
+        "relative_name": None,
+        "only_contains_user_certs": False,
+        "only_contains_ca_certs": False,
+        "only_some_reasons": None,
+        "indirect_crl": False,
+        "only_contains_attribute_certs": False,
+    }
+    return x509.IssuingDistributionPoint(**{**plain, **how})  # type: ignore[arg-type]
+
+
+def test_a_list_of_a_part_is_refused_critical_or_not() -> None:
+    verify_crl(read_crl(crl_with(point(), critical=True)), GOOD.middle.parsed, now=NOW)
+    parts = [{"only_contains_user_certs": True}, {"only_contains_ca_certs": True}, {"indirect_crl": True}]
+    for how in parts:
+        refused("crl.form", lambda how=how: read_crl(crl_with(point(**how), critical=False)), Malformed)  # type: ignore[misc]
+    refused("crl.form", lambda: read_crl(crl_with(x509.DeltaCRLIndicator(1), critical=False)), Malformed)
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    refused("crl.form", lambda: read_crl(crl_with(unknown, critical=True)), Malformed)
+    assert read_crl(crl_with(unknown, critical=False))
+
+
+def test_a_list_may_be_long_by_what_it_revokes_only() -> None:
+    many = read_crl(GOOD.middle.crl(*range(1, 2000)))
+    assert many.revoked(1999)
+    assert not many.revoked(2000)
+    long = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x04\x82\x40\x00" + bytes(0x4000))
+    refused("x509.size", lambda: read_crl(crl_with(long, critical=False)), Malformed)
+
+
 def test_pem() -> None:
     bundle = GOOD.middle.pem + b"\n" + GOOD.root.pem
     assert [c.der for c in read_certificates(bundle)] == [GOOD.middle.der, GOOD.root.der]
@@ -183,6 +228,15 @@ def test_what_the_library_stumbles_over() -> None:
     refused("x509.form", lambda: read_certificate(bytes(der)), Malformed)
     x400 = world(extensions=[extension("2.5.29.17", bytes.fromhex("3004a3020500"))])
     refused("x509.form", lambda: x400.leaf.parsed, Malformed)
+    features = world(extensions=[extension("1.3.6.1.5.5.7.1.24", bytes.fromhex("3003020101"))])
+    refused("x509.form", lambda: features.leaf.parsed, Malformed)
+    # RSASSA-PSS without parameters, in place of ecdsa-with-SHA384.
+    ecdsa, pss = bytes.fromhex("06082a8648ce3d040303"), bytes.fromhex("06092a864886f70d01010a")
+    assert len(pss) == len(ecdsa) + 1
+    text = GOOD.middle.crl(*range(1, 30))
+    assert text.count(ecdsa) == 2
+    changed = read_crl(_longer(text, ecdsa, pss))
+    refused("crl.signature", lambda: verify_crl(changed, GOOD.middle.parsed, now=NOW))
     # ECDSA's signature has no unused bits; where its last one is zero, the library would take a count of 1 as well.
     for _ in range(200):
         w = world()
@@ -194,6 +248,17 @@ def test_what_the_library_stumbles_over() -> None:
             refused("x509.form", lambda bits=bits: read_certificate(bytes(bits)), Malformed)  # type: ignore[misc]
             return
     pytest.fail("no signature ended in a zero bit")
+
+
+def _longer(der: bytes, old: bytes, new: bytes) -> bytes:
+    """``der``, a CertificateList, with both of its algorithms replaced by one that is a byte longer."""
+    assert der[:2] == b"\x30\x82"
+    assert der[4:6] in (b"\x30\x81", b"\x30\x82")
+    wide = 2 if der[5] == 0x82 else 1
+    tbs = int.from_bytes(der[6 : 6 + wide], "big") + 1
+    whole = int.from_bytes(der[2:4], "big") + 2
+    body = der[6 + wide :].replace(b"\x30\x0a" + old, b"\x30\x0b" + new)
+    return b"\x30\x82" + whole.to_bytes(2, "big") + der[4:6] + tbs.to_bytes(wide, "big") + body
 
 
 @given(st.binary(max_size=400))

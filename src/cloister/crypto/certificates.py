@@ -25,8 +25,11 @@ for _message in ("Parsed a serial number which wasn't positive", "Attribute's le
 MAX_CHAIN = 8
 _MAX_CERTIFICATE = 16 * 1024
 _MAX_CRL = 1024 * 1024
+_MAX_CRL_REST = 8 * 1024
 # What the library raises for bytes that it can't make sense of; it also warns, which some callers turn into errors.
 UNREADABLE = (
+    ArithmeticError,
+    LookupError,
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -132,15 +135,18 @@ def read_certificates(bundle: bytes, *, limit: int = MAX_CHAIN) -> tuple[Certifi
 def read_crl(data: bytes) -> Crl:
     """One certificate revocation list, as DER or as exactly one PEM block. Raises Malformed."""
     found = pem.one(data, b"X509 CRL", _MAX_CRL)
+    if len(found) - _revoked_size(found) > _MAX_CRL_REST:
+        raise Malformed("x509.size", "A revocation list is too long beside what it revokes.")
     try:
         parsed = x509.load_der_x509_crl(found)
         if _unused_bits(found, parsed.signature):
             raise _bad("revocation list")
         if parsed.next_update_utc is None:
             raise Malformed("crl.form", "A revocation list does not say when the next one comes, so it never ends.")
-        if any(e.critical for e in parsed.extensions):
-            # An issuing distribution point or a delta would make the list about less than it seems to be.
-            raise Malformed("crl.form", "A revocation list has a critical extension, so it is not a complete one.")
+        if not all(_complete(extension) for extension in parsed.extensions):
+            raise Malformed(
+                "crl.form", "A revocation list is not a complete one, or has an unknown critical extension."
+            )
         return Crl(
             found,
             parsed.issuer.rfc4514_string(),
@@ -152,6 +158,49 @@ def read_crl(data: bytes) -> Crl:
         raise
     except UNREADABLE:
         raise _bad("revocation list") from None
+
+
+def _complete(extension: x509.Extension[x509.ExtensionType]) -> bool:
+    """Whether the list is about all that its issuer issued (RFC 5280 §5.2), critical or not: no delta, no part."""
+    value = extension.value
+    if isinstance(value, x509.DeltaCRLIndicator):
+        return False
+    if isinstance(value, x509.IssuingDistributionPoint):
+        return not (
+            value.only_contains_attribute_certs
+            or value.only_contains_ca_certs
+            or value.only_contains_user_certs
+            or value.indirect_crl
+            or value.only_some_reasons
+            or value.relative_name
+        )
+    return not extension.critical
+
+
+def _revoked_size(der: bytes) -> int:
+    """Bytes of the entries of a CertificateList (RFC 5280 §5.1): its longest part but for names and extensions, which
+    the library takes long to decode. Nothing else is believed of this reading; what it can't read has no entries."""
+    at = _header(der, _header(der, 0)[0])[0]  # into CertificateList, and into tbsCertList
+    seen_time = 0
+    for _ in range(8):
+        start, size = _header(der, at)
+        if start + size > len(der) or not size:
+            return 0
+        seen_time += der[at] in (0x17, 0x18)
+        if seen_time and der[at] == 0x30:
+            return size
+        at = start + size
+    return 0
+
+
+def _header(der: bytes, at: int) -> tuple[int, int]:
+    """Where the contents of the DER value at ``at`` begin, and how long they are; (end, 0) for what isn't there."""
+    if at + 2 > len(der):
+        return len(der), 0
+    if der[at + 1] < 0x80:
+        return at + 2, der[at + 1]
+    count = der[at + 1] & 0x7F
+    return at + 2 + count, int.from_bytes(der[at + 2 : at + 2 + min(count, 4)], "big")
 
 
 def _unused_bits(der: bytes, signature: bytes) -> bool:

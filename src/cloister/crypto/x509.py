@@ -128,11 +128,12 @@ def _hash(signed: x509.Certificate | x509.CertificateRevocationList) -> hashes.H
     """The hash of the signature; None for an algorithm that the library doesn't know."""
     try:
         return signed.signature_hash_algorithm
-    except UnsupportedAlgorithm:
+    except (UnsupportedAlgorithm, ValueError):
         return None
 
 
 def _pss_is_plain(certificate: Certificate) -> bool:
+    """Whether MGF1 uses the signature's own hash. Of lists the library doesn't tell: there it is taken to."""
     try:
         parameters = certificate._parsed.signature_algorithm_parameters
     except (UnsupportedAlgorithm, ValueError):
