@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.attestation import Claims, ReferenceValues, appraise, result_token, verify_token
-from cloister.attestation.appraisal import EAR_PROFILE, MAX_TOKEN_LIFE
+from cloister.attestation.appraisal import EAR_PROFILE, MAX_TOKEN_LIFE, check_placement
+from cloister.attestation.models import Device
+from cloister.attestation.policy import DEFAULT_POLICY
+from cloister.attestation.trust import TIERS, tier
 from cloister.crypto import JweKey, SigningKey, b64url, canonical_json, parse_json, unb64url
 from cloister.errors import CloisterError, Denied, Malformed, Misuse, Untrusted
 
@@ -252,3 +255,184 @@ def test_one_changed_character_anywhere_is_refused(position, character):
         return
     with pytest.raises((Malformed, Untrusted)):
         verify_token(changed, SIGNER.public, now=NOW)
+
+
+# Devices: where it may run, and the submodules of the result.
+
+CHIP, OTHER_CHIP = "ab" * 64, "cd" * 64
+CPU = Device("cpu0", "snp", CHIP, {"launch": "11" * 48}, {"debug": False})
+GPUS = tuple(
+    Device(f"gpu{i}", "nvidia", f"0{i}", {}, {"measurements_match": True, "confidential": True, "debug": False})
+    for i in range(2)
+)
+
+
+def tee_claims(*devices, **changed):
+    return claims(tee="snp", level="gpu-tee" if len(devices) > 1 else "cpu-tee", pcrs={}, devices=devices, **changed)
+
+
+@pytest.mark.parametrize(
+    "pinned",
+    [{}, {"snp": (CHIP, OTHER_CHIP)}, {"nvidia": ("00", "01")}, {"snp": (CHIP,), "nvidia": ("00", "01", "02")}],
+)
+def test_a_machine_that_the_contract_names(pinned):
+    check_placement(tee_claims(CPU, *GPUS), pinned, None)
+
+
+@pytest.mark.parametrize(
+    ("devices", "pinned"),
+    [
+        ((CPU,), {"snp": (OTHER_CHIP,)}),
+        ((CPU,), {"snp": ()}),
+        ((CPU,), {"tpm": (CHIP,)}),  # its platform isn't attested at all
+        ((CPU,), {"snp": (CHIP,), "nvidia": ("00",)}),
+        ((CPU, *GPUS), {"nvidia": ("00",)}),  # one GPU more than was agreed on
+        ((dataclasses.replace(CPU, identity=""),), {"snp": ("",)}),
+        ((), {"snp": (CHIP,)}),
+    ],
+)
+def test_a_machine_that_the_contract_does_not_name(devices, pinned):
+    with pytest.raises(Denied) as caught:
+        check_placement(tee_claims(*devices), pinned, None)
+    assert caught.value.code == "appraisal.device"
+
+
+def test_tenancy_is_the_measured_agents_word():
+    for wanted in (None, "shared", "exclusive"):
+        check_placement(tee_claims(CPU, tenancy="exclusive"), {}, wanted)
+    check_placement(tee_claims(CPU), {}, "shared")
+    with pytest.raises(Denied) as caught:
+        check_placement(tee_claims(CPU), {}, "exclusive")
+    assert caught.value.code == "appraisal.tenancy"
+
+
+def submodules(*devices, policy=DEFAULT_POLICY, **changed):
+    made = result_token(
+        tee_claims(*devices, **changed), reference(), signer=SIGNER, now=NOW, ttl=60, tee_pubkey=KEY, policy=policy
+    )
+    return verify_token(made, SIGNER.public, now=NOW)["submods"]
+
+
+def test_each_device_is_a_submodule():
+    found = submodules(CPU, *GPUS)
+    assert set(found) == {"cpu0", "gpu0", "gpu1"}
+    assert {name: one["ear.status"] for name, one in found.items()} == dict.fromkeys(found, "affirming")
+    assert found["cpu0"]["ear.trustworthiness-vector"] == {
+        "configuration": 2,
+        "executables": 3,
+        "file-system": 0,
+        "hardware": 2,
+        "instance-identity": 2,
+        "runtime-opaque": 2,
+        "sourced-data": 2,
+        "storage-opaque": 0,
+    }
+    assert found["gpu1"]["ear.veraison.annotated-evidence"] == GPUS[1].to_wire()
+    assert found["cpu0"]["ear.veraison.annotated-evidence"]["device"] == CPU.to_wire()
+    assert found["cpu0"]["ear.veraison.annotated-evidence"]["runtime_data_claims"] == {"tee-pubkey": KEY}
+
+
+def test_a_result_about_many_devices_stays_readable():
+    facts = {**GPUS[0].facts, "firmware": ["x" * 200] * 40}
+    many = [dataclasses.replace(GPUS[0], name=f"gpu{i}", facts=facts) for i in range(16)]
+    found = submodules(CPU, *many)
+    assert len(found) == 17
+    assert {one["ear.status"] for one in found.values()} == {"affirming"}
+    assert set(found["gpu3"]["ear.veraison.annotated-evidence"]) == {"digest"}
+    assert found["cpu0"]["ear.veraison.annotated-evidence"]["device"] == CPU.to_wire()
+
+
+def test_the_policy_id_is_the_owners_policy():
+    for one in submodules(CPU, *GPUS).values():
+        assert one["ear.appraisal-policy-id"] == f"urn:cloister:policy:{DEFAULT_POLICY.digest}"
+        assert one["cloister.reference-values"].startswith("urn:cloister:reference:")
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"measurements_match": False}, "warning"),
+        ({"confidential": False}, "contraindicated"),
+        ({"debug": True}, "contraindicated"),
+        ({"tcb_status": "OutOfDate"}, "warning"),
+        ({"tcb_status": "Revoked"}, "contraindicated"),
+    ],
+)
+def test_the_workload_is_never_better_than_its_weakest_device(change, status):
+    bad = dataclasses.replace(GPUS[1], facts=GPUS[1].facts | change)
+    lenient = dataclasses.replace(DEFAULT_POLICY, default=False, platforms={"snp": (), "nvidia": ()})
+    found = submodules(CPU, GPUS[0], bad, policy=lenient)
+    assert found["gpu0"]["ear.status"] == "affirming"
+    assert found["gpu1"]["ear.status"] == status
+    assert found["cpu0"]["ear.status"] == status
+    if "tcb_status" not in change:
+        with pytest.raises(Denied):
+            submodules(CPU, GPUS[0], bad)  # and the built-in policy gives no token at all
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [
+        ({"debug": True}, "contraindicated"),
+        ({}, "warning"),
+        ({"debug": False, "tcb_status": "SWHardeningNeeded"}, "warning"),
+    ],
+)
+def test_the_cpus_own_facts_count(facts, status):
+    lenient = dataclasses.replace(DEFAULT_POLICY, default=False, platforms={"snp": ()})
+    found = submodules(dataclasses.replace(CPU, facts=facts), policy=lenient)
+    assert found["cpu0"]["ear.status"] == status
+
+
+def test_nothing_about_a_tpm_is_better_than_a_warning():
+    tpm = Device("tpm0", "tpm", "ab", {}, {"secure_boot": True})
+    made = result_token(
+        claims(level="tpm", devices=(tpm,)), reference(pcrs=BOOT), signer=SIGNER, now=NOW, ttl=60, tee_pubkey=KEY
+    )
+    found = verify_token(made, SIGNER.public, now=NOW)["submods"]
+    assert {name: one["ear.status"] for name, one in found.items()} == {"cpu0": "warning", "tpm0": "warning"}
+
+
+def test_another_verifiers_word_is_not_improved():
+    for said, status in (("affirming", "affirming"), ("warning", "warning"), ("excellent", "contraindicated")):
+        lenient = dataclasses.replace(DEFAULT_POLICY, default=False, platforms={"ear": ()})
+        for name in ("cpu0", "gpu0"):
+            device = Device(name, "ear", "", {}, {"status": said, "verifier": "theirs"})
+            assert submodules(device, policy=lenient)[name]["ear.status"] == status
+
+
+_FACTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "debug": st.booleans(),
+        "confidential": st.booleans(),
+        "measurements_match": st.booleans(),
+        "secure_boot": st.booleans(),
+        "status": st.sampled_from(["affirming", "warning", "other"]),
+        "tcb_status": st.sampled_from(["UpToDate", "OutOfDate", "Revoked", "anything"]),
+    },
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["snp", "tdx", "nvidia", "tpm", "ear", "cca"]), _FACTS), max_size=4),
+    st.sampled_from(["none", "tpm", "cpu-tee", "gpu-tee"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_no_status_is_better_than_a_vector_or_a_device(found, level):
+    devices = tuple(Device("cpu0" if i == 0 else f"d{i}", tee, facts=facts) for i, (tee, facts) in enumerate(found))
+    made = result_token(
+        claims(level=level, tee="snp", pcrs={}, devices=devices),
+        reference(),
+        signer=SIGNER,
+        now=NOW,
+        ttl=60,
+        tee_pubkey=KEY,
+    )
+    submods = verify_token(made, SIGNER.public, now=NOW)["submods"]
+    for one in submods.values():
+        worst = max((tier(v) for v in one["ear.trustworthiness-vector"].values()), key=TIERS.index)
+        assert TIERS.index(one["ear.status"]) >= TIERS.index(worst)
+        assert TIERS.index(submods["cpu0"]["ear.status"]) >= TIERS.index(one["ear.status"])
+        if level == "none":
+            assert one["ear.status"] == "contraindicated"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..crypto import Signer, b64url, canonical_json, parse_canonical, sha256, unb64url, verify_ed25519
 from ..errors import Denied, Malformed, Misuse, Untrusted
 from .models import Claims, ReferenceValues, level_rank
+from .policy import AppraisalPolicy
+from .trust import device_result, workload_result
 
-__all__ = ["EAR_PROFILE", "MAX_TOKEN_LIFE", "appraise", "result_token", "verify_token"]
+__all__ = ["EAR_PROFILE", "MAX_TOKEN_LIFE", "appraise", "check_placement", "result_token", "verify_token"]
 
 EAR_PROFILE: Final = "tag:github.com,2023:veraison/ear"
 MAX_TOKEN_LIFE: Final = 300
@@ -18,18 +20,14 @@ CLOCK_LEEWAY: Final = 60
 """Seconds that a token may seem to come from the future, for a reader whose clock runs behind."""
 
 _MAX_TOKEN: Final = 64 * 1024
-_SUBMODULE: Final = "cpu0"
+_MOST_BODY: Final = 45_000  # bytes, so that the token in base64 stays below what readers take
+_ANNOTATED: Final = "ear.veraison.annotated-evidence"
+_WORKLOAD: Final = "cpu0"
+"""The submodule about the workload and the machine under it; where Confidential Containers look for the result."""
 _BOOT_PCRS: Final = tuple(str(i) for i in range(8))
+_QUOTES_PCRS: Final = ("tpm", "az-snp-vtpm", "az-tdx-vtpm")
+"""Platforms where what booted is told by PCRs alone."""
 _HEADER: Final = {"alg": "EdDSA", "typ": "JWT"}
-
-# AR4SI (draft-ietf-rats-ar4si) trustworthiness claims: 0 makes no claim, 2-31 affirm, 32-95 warn, 96 and above
-# contraindicate. Hardware 97: not recognized. Runtime-opaque 2: memory is encrypted. Below a TEE nothing is
-# claimed about memory, and the overall status may be worse than the vector alone, never better.
-_HARDWARE = {"none": 97, "tpm": 2, "cpu-tee": 2, "gpu-tee": 2}
-_RUNTIME_OPAQUE = {"none": 0, "tpm": 0, "cpu-tee": 2, "gpu-tee": 2}
-_STATUS = {"none": "contraindicated", "tpm": "warning", "cpu-tee": "affirming", "gpu-tee": "affirming"}
-_EXECUTABLES_AT_START: Final = 3
-_PCRS_UNCHECKED: Final = 36  # configuration: elements relevant to security are unavailable
 
 
 def appraise(claims: Claims, reference: ReferenceValues, *, instance: bytes, contract: bytes, job: bytes) -> None:
@@ -67,7 +65,7 @@ def _check_reference(claims: Claims, reference: ReferenceValues) -> None:
     _check_named("agent", claims.agent, reference.agents)
     _check_named("attester", claims.attester, reference.attesters)
     # 6. Every PCR that is named has its value; above level none all boot PCRs of a TPM must be named.
-    if claims.tee == "tpm" and claims.level != "none" and not set(_BOOT_PCRS) <= set(reference.pcrs):
+    if claims.tee in _QUOTES_PCRS and claims.level != "none" and not set(_BOOT_PCRS) <= set(reference.pcrs):
         raise Denied("appraisal.pcr-reference", "The contract must name PCR 0 to 7 for a TPM above level none.")
     for index, expected in sorted(reference.pcrs.items()):
         if claims.pcrs.get(index) != expected:
@@ -79,6 +77,26 @@ def _check_named(what: str, found: str, named: frozenset[str]) -> None:
         raise Denied(f"appraisal.{what}", f"The contract does not name this {what}; compare the digests.", found=found)
 
 
+def check_placement(claims: Claims, devices: Mapping[str, tuple[str, ...]], tenancy: str | None) -> None:
+    """Return only if the evidence comes from a machine that the contract lets run it.
+
+    ``devices``: ids in hex by platform. Every platform that is named must be attested, and every attested device of it
+    must be named: a second chip or GPU that nobody agreed on is refused, and so is evidence that names none.
+    ``tenancy``: None says nothing. Raises Denied ``appraisal.device``, ``appraisal.tenancy``.
+    """
+    for kind, named in devices.items():
+        found = [device for device in claims.devices if device.tee == kind]
+        if not found:
+            raise Denied("appraisal.device", f"The contract pins devices of platform {kind}, and none is attested.")
+        for device in found:
+            if not device.identity or device.identity not in named:
+                shown = device.identity or "none"
+                raise Denied("appraisal.device", f"The contract does not name the id of {device.name}.", found=shown)
+    if tenancy == "exclusive" and claims.tenancy != "exclusive":
+        # The measured agent alone can say it. Where it says nothing, others may run beside.
+        raise Denied("appraisal.tenancy", "The node's agent does not say that nothing else runs beside the workload.")
+
+
 def result_token(
     claims: Claims,
     reference: ReferenceValues,
@@ -87,49 +105,52 @@ def result_token(
     now: int,
     ttl: int,
     tee_pubkey: Mapping[str, Any],
+    policy: AppraisalPolicy | None = None,
+    approvals: Sequence[str] = (),
     developer: str = "cloister",
     build: str = "cloister 0.1",
 ) -> str:
     """An EAR (draft-ietf-rats-ear) as an EdDSA JWT (RFC 7519, RFC 8037) signed by the broker's key.
 
-    The reference values are checked once more, so there is no token for claims that the contract doesn't name;
-    ``appraise`` must have passed before, because only it knows the session. ``ttl`` is 1 to 300 seconds. The
-    workload's key stands where Confidential Containers' key brokers look for it. Raises Denied, Misuse.
+    One submodule for the workload and its machine (cpu0), and one for each other attested device. ``policy`` is the
+    owner's, and its digest stands in each. ``approvals``: the parties' signed documents by which a workload that the
+    contract does not name was let in; with them the token can be checked later, offline. Reference values and policy
+    are checked once more, so there is no token for claims that they don't accept; ``appraise`` must have passed before,
+    because only it knows the session. ``ttl`` is 1 to 300 seconds. The workload's key stands where Confidential
+    Containers' key brokers look for it. Raises Denied, Misuse.
     """
     if not 0 < ttl <= MAX_TOKEN_LIFE:
         raise Misuse("ear.ttl", f"A result token lives 1 to {MAX_TOKEN_LIFE} seconds.")
     _check_reference(claims, reference)
-    body = {
+    values = f"urn:cloister:reference:{sha256(canonical_json(reference.to_wire())).hex()}"
+    common = {"ear.appraisal-policy-id": values}
+    if policy is not None:
+        policy.check(claims)
+        common = {
+            "ear.appraisal-policy-id": f"urn:cloister:policy:{policy.digest}",
+            "cloister.reference-values": values,
+        }
+    others = {d.name: device_result(d, claims.level) for d in claims.devices if d.name != _WORKLOAD}
+    workload = workload_result(claims, bool(reference.pcrs), list(others.values()))
+    workload[_ANNOTATED]["runtime_data_claims"] = {"tee-pubkey": dict(tee_pubkey)}
+    body: dict[str, Any] = {
         "ear.verifier-id": {"build": build, "developer": developer},
         "eat_profile": EAR_PROFILE,
         "exp": now + ttl,
         "iat": now,
-        "submods": {_SUBMODULE: _submodule(claims, reference, dict(tee_pubkey))},
+        "submods": {name: {**found, **common} for name, found in {_WORKLOAD: workload, **others}.items()},
     }
-    message = f"{b64url(canonical_json(_HEADER))}.{b64url(canonical_json(body))}"
+    if approvals:
+        body["cloister.approvals"] = list(approvals)
+    encoded = canonical_json(body)
+    if len(encoded) > _MOST_BODY:
+        # Many GPUs say much. A reader of today's limits gets their results, and a digest of what they rest on.
+        for name in others:
+            module = body["submods"][name]
+            module[_ANNOTATED] = {"digest": sha256(canonical_json(module[_ANNOTATED])).hex()}
+        encoded = canonical_json(body)
+    message = f"{b64url(canonical_json(_HEADER))}.{b64url(encoded)}"
     return f"{message}.{b64url(signer.sign(message.encode()))}"
-
-
-def _submodule(claims: Claims, reference: ReferenceValues, tee_pubkey: dict[str, Any]) -> dict[str, Any]:
-    vector = {
-        "configuration": 2 if reference.pcrs else _PCRS_UNCHECKED,
-        "executables": _EXECUTABLES_AT_START,
-        "file-system": 0,
-        "hardware": _HARDWARE[claims.level],
-        "instance-identity": 2,
-        "runtime-opaque": _RUNTIME_OPAQUE[claims.level],
-        "sourced-data": 0,
-        "storage-opaque": 0,
-    }
-    status = _STATUS[claims.level]
-    if status == "affirming" and max(vector.values()) >= 32:
-        status = "warning"
-    return {
-        "ear.appraisal-policy-id": f"urn:cloister:reference:{sha256(canonical_json(reference.to_wire())).hex()}",
-        "ear.status": status,
-        "ear.trustworthiness-vector": vector,
-        "ear.veraison.annotated-evidence": {**claims.to_wire(), "runtime_data_claims": {"tee-pubkey": tee_pubkey}},
-    }
 
 
 def verify_token(token: str, public: bytes, *, now: int) -> dict[str, Any]:

@@ -80,6 +80,7 @@ _ORGANIZATION = (4, "Organization")
 _POLICY = (5, "Policy")
 _ASSET = (99, "Sealed asset")
 _KEK = (99, "Key-encryption key")
+_ATTESTER = (99, "Attestation key")
 
 KINDS: dict[str, Shape] = {
     "org.created": _entity(*_ORGANIZATION, 1, "Create"),
@@ -104,6 +105,14 @@ KINDS: dict[str, Shape] = {
     "vault.swept": _entity(*_KEK, 4, "Delete", 4),
     "contract.signed": _entity(*_POLICY, 8, "Enable"),
     "contract.revoked": _entity(*_POLICY, 9, "Disable", 3),
+    "attester.enrolled": _entity(*_ATTESTER, 6, "Enroll", 2),
+    "attester.refused": _entity(*_ATTESTER, 6, "Enroll", 3),
+    "attester.removed": _entity(*_ATTESTER, 4, "Delete", 3),
+    "policy.set": _entity(*_POLICY, 3, "Update", 3),
+    "measurement.approved": _entity(*_POLICY, 8, "Enable", 3),
+    "measurement.revoked": _entity(*_POLICY, 9, "Disable", 4),
+    "release.trusted": _entity(*_POLICY, 1, "Create", 3),
+    "release.known": _entity(*_POLICY, 3, "Update"),
     "attest.ok": _authentication(),
     "attest.refused": _authentication(),
     "key.released": _authorization("asset.key"),
@@ -116,4 +125,5 @@ KINDS: dict[str, Shape] = {
     "output.unwrapped": _api("output.unwrapped", 2, "Read"),
     "broker.started": _lifecycle(3, "Start"),
     "state.recovered": _lifecycle(5, "Restart", 2),
+    "state.migrated": _lifecycle(8, "Update", 2),
 }

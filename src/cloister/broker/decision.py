@@ -8,11 +8,14 @@ A release runs this three times, with what is known by then: when a workload kno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ..attestation import Claims, ReferenceValues, appraise
+from ..attestation.appraisal import check_placement
+from ..attestation.policy import DEFAULT_POLICY, AppraisalPolicy
 from ..contracts import Contract, ContractState, Job, check_contract, check_job, check_statement, check_statements
+from ..contracts.releases import approved_releases, read_approval
 from ..crypto import Envelope, constant_time_equal
 from ..errors import Denied, Untrusted
 
@@ -31,6 +34,7 @@ __all__ = [
     "decide_release",
     "decide_renewal",
     "reference_values",
+    "relevant_approvals",
 ]
 
 
@@ -94,7 +98,8 @@ class Standing:
     """What this broker knows. ``permitted``: the instance of the job whose output this owner has let out. ``newest``:
     its own assets' newest digest by name; ``shredded``: those whose key was destroyed; ``ends``: until when (unix
     seconds) its owner keeps each. ``witnessed``: at start, somebody outside confirmed that its log had not been rolled
-    back."""
+    back. ``policy``: its owner's appraisal policy; ``revoked``: measurements of workloads or agents (hex) that its
+    owner no longer serves; ``approvals``: what parties of the contract have approved of later releases."""
 
     owner: str
     state: ContractState
@@ -105,18 +110,31 @@ class Standing:
     shredded: frozenset[bytes]
     ends: Mapping[bytes, int]
     witnessed: bool
+    policy: AppraisalPolicy = DEFAULT_POLICY
+    revoked: frozenset[str] = frozenset()
+    approvals: tuple[Envelope, ...] = ()
 
 
-def reference_values(contract: Contract) -> ReferenceValues:
-    """What the contract accepts, in the words of attestation."""
+def reference_values(contract: Contract, approvals: Iterable[Envelope] = ()) -> ReferenceValues:
+    """What the contract accepts, in the words of attestation: what it names, and what every party approved since."""
     platform = contract.platform
+    releases = approved_releases(contract, approvals)
     return ReferenceValues(
-        measurements=frozenset(platform.measurements),
-        agents=frozenset(platform.agents),
+        measurements=frozenset(platform.measurements).union(*(r.measurements for r in releases)),
+        agents=frozenset(platform.agents).union(*(r.agents for r in releases)),
         attesters=frozenset(platform.attesters),
         pcrs=platform.pcrs,
         least_level=platform.assurance,
     )
+
+
+def relevant_approvals(contract: Contract, claims: Claims, approvals: Iterable[Envelope]) -> tuple[Envelope, ...]:
+    """Those without which the claims would be refused; none where the contract itself names workload and agent."""
+    named = {*contract.platform.measurements, *contract.platform.agents}
+    beyond = {claims.measurement, claims.agent} - named
+    held = tuple(approvals) if beyond else ()
+    releases = {r.release for r in approved_releases(contract, held) if beyond & {*r.measurements, *r.agents}}
+    return tuple(envelope for envelope in held if read_approval(envelope, contract).release in releases)
 
 
 def decide_knock(request: Request, standing: Standing, *, now: int) -> None:
@@ -143,13 +161,19 @@ def decide_admission(request: Request, claims: Claims, standing: Standing, *, no
     """Steps 1 to 5 without the asset. ``claims`` come from a verifier: authentic, fresh and bound to the nonce."""
     decide_knock(request, standing, now=now)
     # 3 and 4. What runs is what the contract names, at its level or above, and it is this instance of this job.
+    platform = request.contract.platform
     appraise(
         claims,
-        reference_values(request.contract),
+        reference_values(request.contract, standing.approvals),
         instance=request.instance,
         contract=request.contract.digest,
         job=request.job.digest,
     )
+    check_placement(claims, platform.devices, platform.tenancy)
+    # 4. And what this owner alone asks for. It can only refuse, so it may change from one renewal to the next.
+    if standing.revoked & {claims.measurement, claims.agent}:
+        raise Denied("measurement.revoked", "The owner of this broker has revoked this workload or its node agent.")
+    standing.policy.check(claims)
 
 
 def decide_release(request: Request, claims: Claims, standing: Standing, resource: Resource, *, now: int) -> Lease:

@@ -10,6 +10,7 @@ from ..crypto import Envelope
 from ..errors import CloisterError
 from .decision import Instance, JobRecord, Lease, Standing
 from .party import Parties
+from .policy_store import current_policy, revoked_measurements, stored_approvals
 from .state import Change, Row, State
 
 __all__ = ["Knowledge", "contract_change", "instance_change", "job_change"]
@@ -51,6 +52,9 @@ class Knowledge:
             shredded=frozenset(bytes.fromhex(row["digest"]) for row in assets if row["shredded"] is not None),
             ends={bytes.fromhex(row["digest"]): int(row["keep_until"]) for row in assets},
             witnessed=self.witnessed,
+            policy=current_policy(self._state),
+            revoked=frozenset(revoked_measurements(self._state)),
+            approvals=stored_approvals(self._state, contract.digest),
         )
 
     def job(self, digest: bytes) -> JobRecord | None:

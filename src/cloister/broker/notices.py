@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from ..contracts import Card, Contract
 from ..crypto import Envelope
@@ -21,8 +22,10 @@ __all__ = ["Notices"]
 class Notices:
     """A thread that shows our head to the peers when it has grown, and brings revocations to and from them."""
 
-    def __init__(self, core: Core, agreements: Agreements) -> None:
+    def __init__(self, core: Core, agreements: Agreements, *, learn: Callable[[], None] = lambda: None) -> None:
+        """``learn``: what else to ask the peers for in each round."""
         self._core = core
+        self._learn_more = learn
         self._agreements = agreements
         self._asked: set[tuple[str, bytes]] = set()  # parties, and the contracts about which they answered
         self._stop = threading.Event()
@@ -125,5 +128,6 @@ class Notices:
                 self._core.herald.show_all()
                 self.learn()
                 self.resend()
+                self._learn_more()
             except CloisterError:
                 continue  # our own state can't be read: every request says so, and the next round tries again

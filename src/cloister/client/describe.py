@@ -44,6 +44,8 @@ def describe(contract: Contract, *, here: Mapping[str, str] | None = None, full:
         *_permitted("workload", platform.measurements, here, "measurement", full),
         *_permitted("agent", platform.agents, here, "agent", full),
         *_permitted("attester", platform.attesters, None, "attester", full),
+        *_devices(platform.devices, full),
+        *_tenancy(platform.tenancy),
         ("regions", ", ".join(platform.regions) or "any"),
         ("stops", f"within {contract.lease_seconds} seconds after any one party revokes"),
         ("in force", f"{_day(contract.not_before)} to {_day(contract.expires)}"),
@@ -56,6 +58,19 @@ def _permitted(
 ) -> list[tuple[str, str]]:
     """A row for each digest: one that is not this installation's must not hide behind one that is."""
     return [(what, _short(d, full) + _compared(d, here, key)) for d in digests] or [(what, "none permitted")]
+
+
+def _devices(pinned: Mapping[str, tuple[str, ...]], full: bool) -> list[tuple[str, str]]:
+    """A row for each: whoever signs sees every machine that may run it."""
+    return [("device", f"{kind} {_short(one, full)}, no other {kind}") for kind, ids in pinned.items() for one in ids]
+
+
+def _tenancy(tenancy: str | None) -> list[tuple[str, str]]:
+    words = {
+        "exclusive": "exclusive: nobody else's work runs on the machine meanwhile, as its measured agent says",
+        "shared": "shared: other parties' work may run on the machine meanwhile, each in its own sandbox",
+    }
+    return [] if tenancy is None else [("tenancy", words[tenancy])]
 
 
 def _compared(digest: str, here: Mapping[str, str] | None, key: str) -> str:

@@ -13,6 +13,7 @@ from ..crypto import Envelope, parse_json
 from ..errors import Denied, Malformed, Misuse, Unavailable, Untrusted
 from ..sealed import Manifest
 from .agreements import contract_to_run
+from .approvals import approved_values
 from .control import ControlClient
 from .progress import Progress, Step, silent
 from .supervisor import Home
@@ -62,7 +63,7 @@ def submit(
     recipe = parse_recipe(recipe_text)
     client = home.control(party)
     agreed = contract_to_run(home, contract, party)
-    _check_platform(agreed, client.info()["node"])
+    _check_platform(agreed, client.info()["node"], approved_values(home, party, agreed.digest.hex()))
     name = output or _output_for(agreed, recipe)
     job = home.agent(party).sign_job(agreed.envelope, recipe, name)
     queued = client.submit(job)
@@ -71,15 +72,16 @@ def submit(
     return queued
 
 
-def _check_platform(contract: Contract, claim: dict[str, Any] | None) -> None:
+def _check_platform(contract: Contract, claim: dict[str, Any] | None, approved: frozenset[str]) -> None:
     """Spare a start that every broker would refuse: an update of the node's software, say, changes what it measures.
 
-    The node only claims these values here; what counts is the evidence that brokers get.
+    The node only claims these values here; what counts is the evidence that brokers get. ``approved``: what every party
+    approved since the contract was signed.
     """
     platform = contract.platform
     permitted = {"measurement": platform.measurements, "agent": platform.agents, "attester": platform.attesters}
     for what, values in permitted.items():
-        if claim is not None and claim.get(what) not in values:
+        if claim is not None and claim.get(what) not in {*values, *approved}:
             raise Denied(
                 f"appraisal.{what}",
                 f"This node's {what} is not one that the contract names; sign a new serial: cloister contract new.",

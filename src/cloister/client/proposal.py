@@ -29,7 +29,7 @@ _OPTIONAL: dict[str, Any] = {
 _RECIPES = ("tasks", "methods", "max_epochs")
 _OUTPUT = ("name", "form", "recipients")
 _GATE = ("metric", "better_than_base_by")
-_PLATFORM = ("measurements", "agents", "attesters", "pcrs", "witness_quorum")
+_PLATFORM = ("measurements", "agents", "attesters", "pcrs", "witness_quorum", "tenancy", "devices")
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 
 
@@ -166,6 +166,12 @@ def _platform(value: Any) -> dict[str, Any]:
         out["pcrs"] = {k: _text(v, "platform.pcrs") for k, v in value["pcrs"].items()}
     if value.get("witness_quorum") is not None:
         out["witness_quorum"] = _integer(value["witness_quorum"], "platform.witness_quorum")
+    if value.get("tenancy") is not None:
+        out["tenancy"] = _text(value["tenancy"], "platform.tenancy")
+    if value.get("devices") is not None:
+        if not isinstance(value["devices"], dict):
+            raise _bad("platform.devices", "a mapping of platforms to lists of device ids")
+        out["devices"] = {k: list(_texts(v, "platform.devices")) for k, v in value["devices"].items()}
     return out
 
 

@@ -27,6 +27,7 @@ from ..contracts import (
     read_job,
     read_permit,
 )
+from ..contracts.releases import approved_releases
 from ..crypto import Envelope, parse_canonical, parse_json, unb64url
 from ..errors import Denied, Malformed, Misuse, Untrusted
 from ..fields import Fields
@@ -40,6 +41,7 @@ PROVENANCE_FILE = "provenance.dsse.json"
 PROVENANCE_TYPE = "application/vnd.in-toto+json"
 _LIMIT = 16 * 1024 * 1024
 _MAX_FILES = 10_000
+_MAX_APPROVALS = 2048
 
 
 @dataclass(frozen=True)
@@ -218,14 +220,27 @@ def _check_tokens(tokens: dict[str, Any], contract: Contract, job: Job, run: _Ru
         }
         if any(evidence.get(name) != value for name, value in expected.items()):
             raise Untrusted("verify.token", f"The attestation result of {owner} is about another run.")
+        # What the contract names, and what every party approved since: their documents travel in the token.
+        approved = approved_releases(contract, _approvals(claims))
         named = (
-            evidence["measurement"] in platform.measurements
-            and evidence["agent"] in platform.agents
+            evidence["measurement"] in {*platform.measurements, *(m for one in approved for m in one.measurements)}
+            and evidence["agent"] in {*platform.agents, *(a for one in approved for a in one.agents)}
             and evidence["attester"] in platform.attesters
             and LEVELS.index(evidence["level"]) >= LEVELS.index(platform.assurance)
         )
         if not named:
             raise Denied("verify.platform", f"{owner} appraised a platform that the contract does not name.")
+
+
+def _approvals(claims: dict[str, Any]) -> list[Envelope]:
+    f = Fields({"approvals": claims.get("cloister.approvals", [])}, "attestation result")
+    return list(f.items("approvals", _envelope_text, limit=_MAX_APPROVALS))
+
+
+def _envelope_text(value: Any) -> Envelope:
+    if not isinstance(value, str):
+        raise Malformed("verify.approval", "An approval in the attestation result is not the text of an envelope.")
+    return Envelope.from_bytes(value.encode())
 
 
 def _issued(token: Any) -> int:

@@ -6,7 +6,8 @@ A contract is in force only when every party's signature verifies against keys t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -32,8 +33,12 @@ __all__ = [
 
 CONTRACT_TYPE = "application/vnd.cloister.contract+json"
 LEVELS = ("none", "tpm", "cpu-tee", "gpu-tee")
+TENANCIES = ("shared", "exclusive")
 MIN_LEASE, MAX_LEASE = 5, 3600
 _PCRS = frozenset(str(index) for index in range(16))
+_KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_DEVICE = re.compile(r"(?:[0-9a-f]{2}){1,128}")
+_MAX_KINDS, _MAX_DEVICES = 16, 1000
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,11 @@ class RecipeRule:
 
 @dataclass(frozen=True)
 class Platform:
-    """Where it may run: workload and agent measurements, attesters' ids, boot PCRs, least assurance, regions."""
+    """Where it may run: workload and agent measurements, attesters' ids, boot PCRs, least assurance, regions.
+
+    Optional: ``tenancy``, whether others' work may run on the machine meanwhile (None: nothing is said); ``devices``,
+    by platform the ids in hex of the chips, endorsement keys or GPUs that may run it (empty: any).
+    """
 
     measurements: tuple[str, ...]
     agents: tuple[str, ...]
@@ -89,6 +98,8 @@ class Platform:
     assurance: str
     regions: tuple[str, ...]
     witness_quorum: int
+    tenancy: str | None = None
+    devices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, value: Any) -> Platform:
@@ -106,13 +117,27 @@ class Platform:
             assurance=f.text("assurance", choices=LEVELS),
             regions=f.texts("regions"),
             witness_quorum=f.integer("witness_quorum", high=64),
+            # Absent in contracts of before; what is there is never null, so that nothing has two spellings.
+            tenancy=f.text("tenancy", choices=TENANCIES) if "tenancy" in value else None,
+            devices=f.mapping("devices", _devices, limit=_MAX_KINDS) if "devices" in value else {},
         )
         f.done()
+        if "devices" in value and not platform.devices:
+            raise Malformed("contract.devices", "A contract that pins no device leaves 'devices' out.")
         if platform.witness_quorum == 0 and platform.assurance != "none":
             raise Malformed(
                 "contract.witnesses", "Above assurance level none a contract names a witness quorum of at least 1."
             )
         return platform
+
+
+def _devices(kind: str, ids: Any) -> tuple[str, ...]:
+    found = Fields({"ids": ids}, "contract's devices").texts("ids", limit=_MAX_DEVICES)
+    if not _KIND.fullmatch(kind) or not found or not all(_DEVICE.fullmatch(one) for one in found):
+        raise Malformed("contract.devices", "A contract pins devices by platform, each with a list of ids in hex.")
+    if len(set(found)) != len(found):
+        raise Malformed("contract.devices", "A contract names one device twice.")
+    return found
 
 
 @dataclass(frozen=True)
