@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from cloister.broker.http import CHANNEL
+from cloister.broker.sessions import Channel
 from tests.broker_world import World, nothing_granted
 
 pytest_plugins = ["tests.broker_fixtures"]
@@ -90,7 +92,7 @@ def test_another_version_of_the_protocol(calm: World, stranger: TestClient, vers
     with nothing_granted(calm.hospital):
         response = stranger.post("/kbs/v0/auth", json=body)
     assert refusal(response) == (401, "kbs.version")
-    assert response.json()["type"] == "https://github.com/confidential-containers/kbs/errors/kbs.version"
+    assert response.json()["type"] == "https://github.com/confidential-containers/kbs/errors/AttestationError"
     assert "set-cookie" not in response.headers
 
 
@@ -102,7 +104,9 @@ def test_a_version_that_is_none(stranger: TestClient, calm: World, version: str)
 
 @pytest.mark.parametrize("version", ["0.1.1", "0.2.0", "0.3.1", "0.4.0", "0.4.9"])
 def test_versions_that_are_spoken(stranger: TestClient, calm: World, version: str) -> None:
-    body = {**calm.workload().request(), "version": version}
+    workload = calm.workload()
+    body = {**workload.request(), "version": version}
+    stranger.app_state[CHANNEL] = Channel(workload.signing.public)  # what its TLS handshake proved
     response = stranger.post("/kbs/v0/auth", json=body)
     assert response.status_code == 200
     assert response.json()["extra-params"] == {"selected-hash-algorithm": "sha256"}
@@ -116,8 +120,8 @@ def test_a_stock_guest_without_our_parameters(stranger: TestClient, calm: World)
     """Nothing would bind its evidence to a contract and a job."""
     body = {"version": "0.4.0", "tee": "tpm", "extra-params": {}}
     with nothing_granted(calm.hospital):
-        assert refusal(stranger.post("/kbs/v0/auth", json=body)) == (401, "form.missing")
-        assert refusal(stranger.post("/kbs/v0/auth", json={**body, "extra-params": ""})) == (401, "form.object")
+        assert refusal(stranger.post("/kbs/v0/auth", json=body)) == (401, "kbs.stock-guest")
+        assert refusal(stranger.post("/kbs/v0/auth", json={**body, "extra-params": ""})) == (401, "kbs.stock-guest")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_the_owners_doors_are_not_on_the_public_side(stranger: TestClient) -> No
 def test_an_unforeseen_error_tells_nothing(
     world: World, public: TestClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: Any) -> None:
+    def broken(_: Any, **__: Any) -> None:
         raise RuntimeError("a row of the hospital's data")
 
     monkeypatch.setattr(world.hospital.broker.releases, "challenge", broken)

@@ -13,11 +13,13 @@ from typing import Any
 from cloister.client import Home
 from cloister.contracts import Contract
 from cloister.crypto import Envelope, HpkePrivateKey, JweKey, SigningKey, random_bytes
-from cloister.crypto.tls import connect_pinned
+from cloister.crypto.tls import client_context, connect_pinned
 
 __all__ = ["Asker", "Kbs"]
 
 _HPKE = HpkePrivateKey.generate()  # making one is slow
+_SIGNING = SigningKey.generate()
+_TLS = client_context(_SIGNING.export_secret_seed())  # every connection proves it, as a workload's prove its own
 
 
 class Kbs:
@@ -27,7 +29,7 @@ class Kbs:
         agent = home.agent(party)
         sock = socket.create_connection(("127.0.0.1", home.parties()[party]["port"]), timeout=60)
         self._http = http.client.HTTPConnection("broker", timeout=60)
-        self._http.sock = connect_pinned(sock, agent.card.keys.tls_pin)
+        self._http.sock = connect_pinned(sock, agent.card.keys.tls_pin, _TLS)
         self.cookie: str | None = None
 
     def get(self, path: str) -> tuple[int, Any]:
@@ -62,7 +64,7 @@ class Asker:
     job: Envelope
     instance: bytes = field(default_factory=lambda: random_bytes(16))
     hpke: HpkePrivateKey = field(default_factory=lambda: _HPKE)
-    signing: SigningKey = field(default_factory=SigningKey.generate)
+    signing: SigningKey = field(default_factory=lambda: _SIGNING)
     jwe: JweKey = field(default_factory=JweKey)
 
     def statements(self) -> list[str]:

@@ -84,6 +84,7 @@ def _peer_routes(agreements: Agreements, heads: Heads, limits: Limits) -> list[R
         proof = [bytes.fromhex(digest) for digest in f.hexes("proof", 32, limit=64)]
         party, note = f.party("party"), f.text("note", limit=limits.body)
         f.done()
+        heads.check_sender(party, call.channel)
         return json_response({"cosigned": heads.accept(party, note, proof)})
 
     def head(call: Call) -> Response:

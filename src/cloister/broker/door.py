@@ -17,7 +17,11 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..crypto.tls import peer_key
 from .config import Limits
+from .http import CHANNEL
+from .rates import Rates, source_of
+from .sessions import Channel
 
 __all__ = ["Door", "Timed"]
 
@@ -36,6 +40,12 @@ class Timed(H11Protocol):
     def busy(self) -> bool:
         """Whether a request is being read, worked on or answered."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        # Every request of this connection carries it, and none of another.
+        self.app_state[CHANNEL] = Channel(None if tls is None else peer_key(tls))
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -85,10 +95,11 @@ class _Guest:
 class Door:
     """The accepting side of one TLS port. ``make`` builds the protocol of a new connection."""
 
-    def __init__(self, make: Callable[[], Timed], context: ssl.SSLContext, limits: Limits) -> None:
+    def __init__(self, make: Callable[[], Timed], context: ssl.SSLContext, limits: Limits, rates: Rates) -> None:
         self._make = make
         self._context = context
         self._limits = limits
+        self._rates = rates
         self._guests: list[_Guest] = []  # the oldest first
 
     async def accept(self, listener: socket.socket) -> None:
@@ -113,7 +124,10 @@ class Door:
         await asyncio.gather(*(guest.handshake for guest in unfinished))
 
     def _admit(self, sock: socket.socket, address: Any) -> None:
-        source = str(address[0])
+        source = source_of(str(address[0]))
+        if self._rates.take(source):
+            sock.close()  # a handshake costs more than this
+            return
         self._guests = [guest for guest in self._guests if not guest.gone]
         same = [guest for guest in self._guests if guest.source == source]
         fits = self._make_room(same, self._limits.source_connections)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from ..crypto import canonical_json
 from ..errors import CloisterError, Internal
+from .rates import RATE_CODES
 
 __all__ = ["KBS_ERRORS", "admin_error", "json_response", "kbs_error", "public_error"]
 
@@ -20,12 +21,20 @@ _GENERIC = {
     "unavailable": "The broker can't serve this right now; try again later.",
     "untrusted": "The broker refused: something that was presented does not hold.",
 }
-_UNAUTHORIZED = frozenset({"session.absent", "session.unattested"})
-_NOT_FOUND = frozenset({"resource.unknown", "asset.unknown"})
+_UNAUTHORIZED = frozenset({"session.absent", "session.token", "session.unattested"})
+_NOT_FOUND = frozenset({"path.unknown", "resource.unknown", "asset.unknown"})
 
 
 def json_response(body: Any, status: int = 200) -> Response:
     return Response(canonical_json(body), status, {"cache-control": "no-store"}, "application/json")
+
+
+def _response(error: CloisterError, status: int, body: Any) -> Response:
+    if error.code not in RATE_CODES:
+        return json_response(body, status)
+    response = json_response(body, 429)
+    response.headers["retry-after"] = str(error.details.get("seconds", 1))
+    return response
 
 
 def _wire(error: CloisterError, *, attested: bool) -> dict[str, object]:
@@ -43,13 +52,29 @@ def kbs_error(error: CloisterError, *, handshake: bool, attested: bool) -> Respo
     elif error.code in _UNAUTHORIZED or (handshake and status < 500):
         status = 401
     wire = _wire(error, attested=attested)
-    return json_response({"detail": wire["message"], "error": wire, "type": f"{KBS_ERRORS}{error.code}"}, status)
+    problem = f"{KBS_ERRORS}{_problem(error, status, handshake=handshake)}"
+    return _response(error, status, {"detail": wire["message"], "error": wire, "type": problem})
+
+
+def _problem(error: CloisterError, status: int, *, handshake: bool) -> str:
+    """The problem type, one of those that KBS publishes ("Error information")."""
+    if status == 404:
+        return "PluginNotFound" if error.code == "path.unknown" else "InvalidRequestPath"
+    if error.code in _UNAUTHORIZED:
+        return "TokenNotFound"
+    if status >= 500:
+        return "PluginInternalError"
+    if error.code.startswith("jwe."):
+        return "JweError"
+    if error.kind == "malformed":
+        return "SerdeError"
+    return "AttestationError" if handshake else "PolicyDeny"
 
 
 def public_error(error: CloisterError, *, attested: bool, **more: Any) -> Response:
     """For ``/cloister/v1``."""
     status = 401 if error.code in _UNAUTHORIZED else error.http_status
-    return json_response({**more, "error": _wire(error, attested=attested)}, status)
+    return _response(error, status, {**more, "error": _wire(error, attested=attested)})
 
 
 def admin_error(error: CloisterError) -> Response:

@@ -19,8 +19,11 @@ from ..crypto import parse_json
 from ..errors import CloisterError, Malformed, Misuse
 from .config import Limits
 from .errors_http import json_response, unforeseen
+from .sessions import Channel, Cookie
 
-__all__ = ["Call", "Endpoint", "application", "route"]
+__all__ = ["CHANNEL", "Call", "Endpoint", "application", "route"]
+
+CHANNEL = "channel"  # in the state of a request: what its connection's client proved
 
 Endpoint = Callable[["Call"], Response]
 Refuse = Callable[[CloisterError], Response]
@@ -28,12 +31,15 @@ Refuse = Callable[[CloisterError], Response]
 
 @dataclass(frozen=True)
 class Call:
-    """One request, read completely: ``params`` from the path, ``query`` from the URL."""
+    """One request, read completely: ``params`` from the path, ``query`` from the URL, ``cookie`` with the connection
+    over which it came. ``token``: whether it carries an Authorization header."""
 
     data: bytes
     params: dict[str, str]
     query: dict[str, str]
-    cookie: str | None
+    cookie: Cookie | None
+    channel: Channel
+    token: bool
 
     def body(self) -> Any:
         """The body as strict JSON; Malformed otherwise."""
@@ -64,11 +70,25 @@ def route(method: str, path: str, endpoint: Endpoint, refuse: Refuse, limits: Li
             data = await _read(request, limits)
         except CloisterError as error:
             return refuse(error)
-        call = Call(data, dict(request.path_params), dict(request.query_params), request.cookies.get(cookie))
-        return await run_in_threadpool(work, call)
+        return await run_in_threadpool(work, _call(request, data, cookie))
 
     handler: Callable[[Request], Awaitable[Response]] = handle
     return Route(path, handler, methods=[method])
+
+
+def _call(request: Request, data: bytes, cookie: str) -> Call:
+    # What the door found out about the connection. Without a door nothing is known of the client, so it proved nothing.
+    found = request.scope.get("state", {}).get(CHANNEL)
+    channel = found if isinstance(found, Channel) else Channel(None)
+    sent = request.cookies.get(cookie)
+    return Call(
+        data,
+        dict(request.path_params),
+        dict(request.query_params),
+        None if sent is None else Cookie(sent, channel),
+        channel,
+        "authorization" in request.headers,
+    )
 
 
 def _trace() -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
+from collections.abc import Callable
 from typing import Any
 
 from ..contracts import Card
-from ..crypto import canonical_json, parse_json
-from ..crypto.tls import connect_pinned
+from ..crypto import canonical_json, constant_time_equal, parse_json, sha256
+from ..crypto.tls import client_context, connect_pinned
 from ..errors import Malformed, Misuse, Unavailable, error_from_wire
 from ..fields import Fields
 from .config import Limits, parse_listen
@@ -18,11 +20,16 @@ __all__ = ["Peers"]
 
 
 class Peers:
-    """One short-lived connection an exchange. Bounded in time and size; nothing secret is ever sent."""
+    """One short-lived connection an exchange. Bounded in time and size; nothing secret is ever sent.
 
-    def __init__(self, state: State, limits: Limits) -> None:
+    ``tls_seed`` gives our card's TLS key, which each connection proves: so a peer knows who shows it a log's head.
+    """
+
+    def __init__(self, state: State, limits: Limits, tls_seed: Callable[[], bytes]) -> None:
         self._state = state
         self._limits = limits
+        self._tls_seed = tls_seed
+        self._context: tuple[bytes, ssl.SSLContext] | None = None  # and the digest of the seed that it was made from
 
     def set_address(self, name: str, address: str) -> None:
         """Remember where ``name`` may answer. Raises Misuse for what is no ADDRESS:PORT."""
@@ -61,7 +68,7 @@ class Peers:
         """(status, parsed answer)."""
         connection = http.client.HTTPConnection("broker", timeout=self._limits.peer_seconds)
         try:
-            connection.sock = connect_pinned(self._dial(card.name), card.keys.tls_pin)
+            connection.sock = connect_pinned(self._dial(card.name), card.keys.tls_pin, self._tls())
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             response = connection.getresponse()
             data = response.read(self._limits.peer_answer + 1)
@@ -70,6 +77,15 @@ class Peers:
         finally:
             connection.close()
         return response.status, parse_json(data, limit=self._limits.peer_answer)
+
+    def _tls(self) -> ssl.SSLContext:
+        """Of the card's present TLS key. Two threads may make one each; both are right."""
+        seed = self._tls_seed()
+        made = self._context
+        if made is None or not constant_time_equal(made[0], sha256(seed)):
+            made = (sha256(seed), client_context(seed))
+            self._context = made
+        return made[1]
 
     def _dial(self, name: str) -> socket.socket:
         row = self._state.row("peers", name=name)

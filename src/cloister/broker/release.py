@@ -8,16 +8,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..attestation import Binding, Claims, Evidence, Verifier, check_nonce, make_nonce, report_data, result_token
+from ..attestation import Binding, Claims, check_nonce, device_data, make_nonce, result_token
 from ..audit import Receipt
 from ..contracts import check_signatures
 from ..crypto import canonical_json, frame, hpke_seal, jwe_encrypt, random_bytes
-from ..errors import CloisterError, Denied, Malformed
-from ..fields import Fields
+from ..errors import CloisterError, Denied
 from .core import Core
 from .decision import (
     Instance,
@@ -30,85 +28,148 @@ from .decision import (
     decide_knock,
     decide_release,
     reference_values,
+    relevant_approvals,
 )
-from .kbs_request import read_request, resource_named
+from .init_data import check_shown
+from .judging import Judges
+from .kbs_request import Attestation, Knock, read_attestation, read_knock, resource_named, sent_nonce
 from .knowledge import contract_change, instance_change, job_change
+from .rates import RATE_CODES, Rates, too_many
 from .rootkeys import check_shares
-from .sessions import Attested, Session, Sessions
+from .sessions import Attested, Channel, Session, Sessions
 from .state import Change
+from .stock import StockGuests
 
 __all__ = ["KeyReleases"]
 
 
 class KeyReleases:
-    """The three calls of a workload: ``challenge``, ``attest``, ``resource``."""
+    """The three calls of a workload: ``challenge``, ``attest``, ``resource``. Without ``stock`` no stock guest is
+    served."""
 
-    def __init__(self, core: Core, sessions: Sessions, verifiers: Mapping[str, Verifier]) -> None:
+    def __init__(self, core: Core, sessions: Sessions, judges: Judges, stock: StockGuests | None = None) -> None:
         self._core = core
         self._sessions = sessions
-        self._verifiers = verifiers
+        self._judges = judges
+        self._stock = stock
+        limits = core.limits
+        self._rates = Rates(limits.contract_rate, limits.contract_burst, names=limits.rate_names)
+        sessions.on_stolen = self._stolen
 
-    def challenge(self, body: Any) -> tuple[str, dict[str, Any]]:
-        """(cookie, KBS Challenge). Nothing is promised yet; what can be refused without evidence is refused here."""
+    def challenge(self, body: Any, *, channel: Channel | None = None) -> tuple[str, dict[str, Any]]:
+        """(cookie, KBS Challenge). Nothing is promised yet; what can be refused without evidence is refused here.
+
+        ``channel``: the connection, whose client must have proved the key that the request wants to attest; the
+        session works on connections of that client only. None: a call inside this process.
+        """
         now = self._core.clock()
         request = None
         try:
-            request = read_request(body, self._core.limits)
-            self._verifiers[request.tee]  # Denied for a platform that nobody here can judge
+            knock = read_knock(body, self._core.limits)
+            if knock.request is None:
+                return self._greet_stock(knock, channel, now)
+            request = knock.request
+            self._paced(request)
+            self._judges.check_platform(request.tee)
             decide_knock(request, self._standing(request), now=now)
+            context = self._binding(request).ctx()
+            if channel is not None:
+                channel.check(request.signing)
         except CloisterError as refusal:
+            if refusal.code in RATE_CODES:
+                raise
             self._refuse("attest.refused", refusal, request, "knock" if self._vouched(request) else None)
             raise
-        nonce = make_nonce(self._binding(request).ctx(), random_bytes(32))
-        cookie = self._sessions.open(request, nonce, now=now)
+        nonce = make_nonce(context, random_bytes(32))
+        cookie = self._sessions.open(request, nonce, now=now, channel=channel, version=knock.version)
+        return cookie, {"extra-params": {"selected-hash-algorithm": "sha256"}, "nonce": nonce}
+
+    def _greet_stock(self, knock: Knock, channel: Channel | None, now: int) -> tuple[str, dict[str, Any]]:
+        if self._stock is None:
+            raise Denied("kbs.stock-guest", "This broker serves guests that name a contract and a job only.")
+        self._stock.check_knock(knock)
+        self._paced(None)
+        nonce = base64.b64encode(random_bytes(32)).decode()
+        cookie = self._sessions.open(None, nonce, now=now, channel=channel, version=knock.version, stock=knock.tee)
         return cookie, {"extra-params": {"selected-hash-algorithm": "sha256"}, "nonce": nonce}
 
     def attest(self, cookie: str | None, body: Any) -> str:
         """The attestation result as an EAR token. The challenge is used up, also by evidence that fails."""
-        f = Fields(body, "attestation")
-        runtime = f.child("runtime-data")
-        nonce, tee_pubkey = runtime.text("nonce", limit=256), runtime.raw("tee-pubkey")
-        runtime.done()
-        session = self._sessions.take_challenge(cookie, nonce, now=self._core.clock())
-        request = session.request
+        nonce = sent_nonce(body)
+        self._paced(self._sessions.live(cookie, now=self._core.clock()).asked)
+        session, challenge = self._sessions.take_challenge(cookie, nonce, now=self._core.clock())
+        request = session.asked
         try:
-            claims = self._verify(request, nonce, tee_pubkey, f)
+            message = read_attestation(body, session.version)
+            if request is None:
+                request, claims = self._admit_stock(session, challenge, message)
+            else:
+                claims, standing = self._verify(request, challenge, message)
         except CloisterError as refusal:
-            self._refuse("attest.refused", refusal, request, "attest")
+            self._refuse("attest.refused", refusal, session.asked, "attest")
             raise
         details = {**_names(request), "attester": claims.attester, "level": claims.level, "tee": claims.tee}
+        details["policy"] = standing.policy.digest
         self._core.ledger.append("attest.ok", target=request.instance.hex(), details=details)
-        session.attested = Attested(claims, tee_pubkey)
+        session.attested = Attested(claims, message.tee_pubkey)
         return result_token(
             claims,
-            reference_values(request.contract),
+            reference_values(request.contract, standing.approvals),
+            policy=standing.policy,
+            approvals=[
+                envelope.to_bytes().decode()
+                for envelope in relevant_approvals(request.contract, claims, standing.approvals)
+            ],
             signer=self._core.keys.receipt,
             now=self._core.clock(),
             ttl=self._core.limits.token_seconds,
-            tee_pubkey=tee_pubkey,
+            tee_pubkey=message.tee_pubkey,
         )
 
-    def resource(self, cookie: str | None, party: str, kind: str, tag: str) -> bytes:
-        """A KBS resource response (JWE). Asking again in the session gives the identical bytes."""
+    def resource(self, cookie: str | None, party: str | None, kind: str, tag: str) -> bytes:
+        """A KBS resource response (JWE). Asking again in the session gives the identical bytes.
+
+        ``party`` None is KBS's default repository: this broker's own party.
+        """
         session, attested = self._sessions.attested(cookie, now=self._core.clock())
         request = session.request
         try:
-            if party != self._core.parties.card.name:
+            self._paced(request)
+            if party is not None and party != self._core.parties.card.name:
                 raise Denied("resource.unknown", "This broker serves its own party's resources only.")
             resource = resource_named(kind, tag)
+            if session.stock is not None and resource.kind != "asset-key":
+                raise Denied("resource.unknown", "There is no such resource.")
             # Also before a stored answer: what was revoked since is not handed out again.
             decide_release(request, attested.claims, self._standing(request), resource, now=self._core.clock())
             if resource.kind != "asset-key":
                 check_shares(self._core.ledger)
             return self._answer(session, attested, resource)
         except CloisterError as refusal:
+            if refusal.code in RATE_CODES:
+                raise
             self._refuse("key.refused", refusal, request, "key", resource=f"{kind}/{tag}"[:200])
             raise
+
+    def _paced(self, request: Request | None) -> None:
+        """One contract's requests a second; all stock guests together before it is known what they ask for.
+
+        Raises Unavailable("rate.contract"), which is not logged: it is no verdict. The digest counts before anything is
+        verified. Whoever has a contract's text can use its share up; they are its parties and the operator, and each of
+        them can stop its runs anyway.
+        """
+        wait = self._rates.take("stock" if request is None else request.contract.digest.hex())
+        if wait:
+            raise too_many("rate.contract", wait)
+
+    def _stolen(self, session: Session) -> None:
+        refusal = Denied("session.stolen", "A session's cookie came over a connection of another client.")
+        self._refuse("key.refused", refusal, session.asked, "stolen")
 
     def _answer(self, session: Session, attested: Attested, resource: Resource) -> bytes:
         return session.once(
             f"{resource.kind}/{resource.tag}",
-            lambda: self._release(session.request, attested, resource),
+            lambda: self._release(session, attested, resource),
             limit=self._core.limits.answers,
         )
 
@@ -130,29 +191,36 @@ class KeyReleases:
             lease_sequence=request.sequence,
         )
 
-    def _verify(self, request: Request, nonce: str, tee_pubkey: Any, f: Fields) -> Claims:
-        """Steps 1 to 5 with evidence, without an asset yet."""
-        f.raw("init-data", optional=True)  # nothing here depends on it: contract and job are bound by the nonce
-        evidence = f.child("tee-evidence")
-        primary, additional = evidence.raw("primary_evidence"), evidence.text("additional_evidence", limit=64 * 1024)
-        evidence.done()
-        f.done()
-        if not isinstance(tee_pubkey, dict):
-            raise Malformed("attest.tee-pubkey", "The workload's key is not a JWK.")
-        jwe_encrypt(tee_pubkey, b"")  # a key that no answer could be encrypted to is refused now
+    def _verify(self, request: Request, nonce: str, message: Attestation) -> tuple[Claims, Standing]:
+        """Steps 1 to 5 with evidence, without an asset yet. ``nonce`` is the session's own."""
         # 4. The nonce commits to what this session asked for, and the report to nonce, key and event log.
         check_nonce(nonce, self._binding(request).ctx())
-        report = report_data(nonce, tee_pubkey, additional)
+        report = message.report(nonce)
         now = self._core.clock()
         # 3. Authentic and fresh; then all that a decision can say by now.
-        claims = self._verifiers[request.tee].verify(Evidence(request.tee, primary, additional), report, now=now)
+        device = device_data(nonce, message.tee_pubkey)
+        claims = self._judges.verify(message.evidence(request.tee), report, device, now=now)
+        if message.init_data is not None:
+            # Nothing here depends on it, the nonce binds contract and job. But what is shown must be true.
+            check_shown(message.init_data, claims.devices)
+        standing = self._standing(request)
+        decide_admission(request, claims, standing, now=now)
+        return claims, standing
+
+    def _admit_stock(self, session: Session, nonce: str, message: Attestation) -> tuple[Request, Claims]:
+        """The same decision about a guest whose hardware, instead of its nonce, names contract and job."""
+        if self._stock is None or session.stock is None:
+            raise Denied("kbs.stock-guest", "This broker serves guests that name a contract and a job only.")
+        now = self._core.clock()
+        request, claims = self._stock.admit(session.stock, nonce, message, now=now)
+        session.asked = request  # what the log shall name, whatever is decided; nothing goes out before ``attested``
         decide_admission(request, claims, self._standing(request), now=now)
-        return claims
+        return request, claims
 
     # Steps 6 and 7.
 
-    def _release(self, request: Request, attested: Attested, resource: Resource) -> bytes:
-        core = self._core
+    def _release(self, session: Session, attested: Attested, resource: Resource) -> bytes:
+        core, request = self._core, session.request
         with core.ledger.turn():
             now = core.clock()
             standing = self._standing(request)
@@ -161,6 +229,8 @@ class KeyReleases:
                 check_shares(core.ledger)
             # 6. In the log, durable, and its inclusion proof verified, before any key is touched.
             details = _release_details(request, attested.claims, resource, lease)
+            if session.stock is not None:
+                details["binding"] = "init-data"
             epoch = core.assets.epoch(resource.digest)
             receipt = core.ledger.commit(
                 "key.released",
@@ -171,6 +241,9 @@ class KeyReleases:
         if request.contract.platform.witness_quorum:
             receipt = core.herald.gather(receipt.index, request.contract.platform.witness_quorum)
         # 7. Only now the key itself.
+        if session.stock is not None:
+            # It has no HPKE key, and reads the plaintext of the JWE as the resource itself.
+            return jwe_encrypt(attested.tee_pubkey, core.assets.unwrap_secret_dek(resource.digest))
         body = self._sealed(request, resource, lease, receipt)
         body["lease"] = {"expires": lease.expires, "seconds": lease.expires - now, "sequence": lease.sequence}
         body["checkpoint"] = _checkpoint(standing.job)

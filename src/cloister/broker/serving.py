@@ -16,15 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ..crypto.tls import make_certificate, server_context
+from ..crypto.tls import server_context_from_seed
 from ..errors import Internal, Unavailable
 from .config import Limits
 from .door import Door, Timed
+from .errors_http import public_error
+from .rates import Rates, source_of, too_many
 
-__all__ = ["OwnerOnly", "harden_process", "https_server", "listen_tcp", "listen_unix", "owner_server", "tls_context"]
+__all__ = [
+    "OwnerOnly",
+    "Paced",
+    "harden_process",
+    "https_server",
+    "listen_tcp",
+    "listen_unix",
+    "owner_server",
+    "tls_context",
+]
 
 _PR_SET_DUMPABLE = 4
 _UCRED = struct.Struct("3i")  # struct ucred: pid, uid, gid
@@ -37,22 +49,12 @@ def harden_process() -> None:
         raise Internal("broker.dumpable", "The process could not be made undumpable.")
 
 
-def tls_context(seed: bytes, name: str) -> ssl.SSLContext:
-    """TLS 1.3 with the party's key. OpenSSL reads keys from files only, so they pass through files in memory that have
-    no name and are gone when this returns."""
-    certificate, key = make_certificate(seed, name)
-    with _in_memory(certificate) as cert_path, _in_memory(key) as key_path:
-        return server_context(cert_path, key_path)
+def tls_context(seed: bytes, name: str, *, stock_guests: bool = False) -> ssl.SSLContext:
+    """TLS 1.3 with the party's key. Every client proves a key of its own; one without is refused in the handshake.
 
-
-@contextmanager
-def _in_memory(data: bytes) -> Iterator[str]:
-    fd = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        os.write(fd, data)
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
+    ``stock_guests``: such clients are let in, for they have none; what needs a key is refused to them later.
+    """
+    return server_context_from_seed(seed, name, clients="optional" if stock_guests else "required")
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
@@ -101,9 +103,9 @@ class _Quiet(Server):
 class _Guarded(_Quiet):
     """HTTPS behind a door: uvicorn serves what the door lets in, and does not accept by itself."""
 
-    def __init__(self, config: Config, context: ssl.SSLContext, limits: Limits) -> None:
+    def __init__(self, config: Config, context: ssl.SSLContext, limits: Limits, rates: Rates) -> None:
         super().__init__(config)
-        self._door = Door(self._protocol, context, limits)
+        self._door = Door(self._protocol, context, limits, rates)
         self._accepting: list[asyncio.Task[None]] = []
 
     def _protocol(self) -> Timed:
@@ -128,16 +130,33 @@ class _Guarded(_Quiet):
         await super().shutdown(sockets)
 
 
+class Paced:
+    """An application behind a rate limit for each address. Nothing of a request is read before it is counted."""
+
+    def __init__(self, app: ASGIApp, rates: Rates) -> None:
+        self._app = app
+        self._rates = rates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        wait = self._rates.take(source_of(str(client[0]))) if client else 0.0
+        if wait:
+            refuse: ASGIApp = public_error(too_many("rate.address", wait), attested=False)
+            return await refuse(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
 def https_server(app: Starlette, context: ssl.SSLContext, limits: Limits) -> Server:
+    rates = Rates(limits.address_rate, limits.address_burst, names=limits.rate_names)
     # The door counts the connections: uvicorn would answer 503 to whoever comes last.
-    return _Guarded(_config(app, limits, None, http=Timed), context, limits)
+    return _Guarded(_config(Paced(app, rates), limits, None, http=Timed), context, limits, rates)
 
 
 def owner_server(app: Starlette, limits: Limits) -> Server:
     return _Quiet(_config(app, limits, limits.admin_connections, http=OwnerOnly))
 
 
-def _config(app: Starlette, limits: Limits, connections: int | None, **more: Any) -> Config:
+def _config(app: ASGIApp, limits: Limits, connections: int | None, **more: Any) -> Config:
     return Config(
         app,
         lifespan="off",

@@ -1,4 +1,4 @@
-"""Attestation sessions: in memory only, few, short, and each with a challenge that works once."""
+"""Attestation sessions: in memory only, few, short, each with a challenge that works once, each on one client's key."""
 
 from __future__ import annotations
 
@@ -8,14 +8,42 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..attestation import Claims
-from ..crypto import b64url, random_bytes
+from ..crypto import b64url, constant_time_equal, random_bytes
 from ..errors import Denied, Unavailable, Untrusted
 from .config import Limits
 from .decision import Request
 
-__all__ = ["Attested", "Session", "Sessions"]
+__all__ = ["Attested", "Channel", "Cookie", "Session", "Sessions"]
 
 _COOKIE = 43  # characters of 32 bytes in base64url
+_COMPOSITE = (0, 4, 0)
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A connection, as far as a session is bound to it: ``key`` is the Ed25519 key (32 bytes) that the client proved in
+    its TLS handshake, or None."""
+
+    key: bytes | None
+
+    def check(self, signing: bytes) -> None:
+        """Raises Untrusted("channel.key") unless the client proved ``signing``, the key that it wants to attest."""
+        if self.key is None or not constant_time_equal(self.key, signing):
+            raise Untrusted(
+                "channel.key", "The connection's client certificate does not carry the workload's signing key."
+            )
+
+
+class Cookie(str):
+    """A session cookie as it came over a connection. Plain text, as callers inside this process hand it over, is bound
+    to none."""
+
+    channel: Channel
+
+    def __new__(cls, text: str, channel: Channel) -> Cookie:
+        cookie = super().__new__(cls, text)
+        cookie.channel = channel
+        return cookie
 
 
 @dataclass(frozen=True)
@@ -28,14 +56,28 @@ class Attested:
 
 @dataclass(repr=False)
 class Session:
-    """One request-challenge-attestation exchange. ``attested`` is set once, ``nonce`` is taken away once."""
+    """One request-challenge-attestation exchange. ``attested`` is set once, ``nonce`` is taken away once.
 
-    request: Request
+    ``channel``: the key that the client proved when the session began; None for one opened inside this process.
+    ``asked`` is None for a stock guest until its hardware has told what it asks for; ``stock`` says that it is one.
+    """
+
+    asked: Request | None
     opened: int
     nonce: str | None
+    channel: Channel | None = None
+    version: tuple[int, int, int] = _COMPOSITE
+    stock: str | None = None  # its platform
     attested: Attested | None = None
     _answers: dict[str, bytes] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def request(self) -> Request:
+        """Raises Denied while nothing is known of it."""
+        if self.asked is None:
+            raise Denied("session.unattested", "This session has not attested; send evidence first.")
+        return self.asked
 
     def once(self, name: str, make: Callable[[], bytes], *, limit: int) -> bytes:
         """The answer to ``name``: made the first time, the identical bytes ever after. One at a time."""
@@ -46,30 +88,55 @@ class Session:
                 self._answers[name] = make()
             return self._answers[name]
 
+    def reached_by(self, cookie: str) -> bool:
+        """Whether the cookie came over a connection of the client that the session began with."""
+        if self.channel is None or (self.stock is not None and self.channel.key is None):
+            return True  # a stock guest has no key to prove; what it gets opens with its attested key only
+        shown = cookie.channel.key if isinstance(cookie, Cookie) else None
+        return self.channel.key is not None and shown is not None and constant_time_equal(self.channel.key, shown)
+
 
 class Sessions:
-    """All open sessions by cookie. The cookie alone proves nothing new: keys go out to the attested key only."""
+    """All open sessions by cookie. The cookie alone opens nothing: it counts only on connections of the client that
+    began the session, and keys go out to the attested key only.
+
+    ``on_stolen`` is told of a session whose cookie came from another client; that one learns nothing from the answer.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
+        self.on_stolen: Callable[[Session], None] = lambda _: None
 
-    def open(self, request: Request, nonce: str, *, now: int) -> str:
+    def open(
+        self,
+        request: Request | None,
+        nonce: str,
+        *,
+        now: int,
+        channel: Channel | None = None,
+        version: tuple[int, int, int] = _COMPOSITE,
+        stock: str | None = None,
+    ) -> str:
         """The new session's cookie. Raises Unavailable when too many are open."""
         cookie = b64url(random_bytes(32))
         with self._lock:
             self._drop_ended(now)
             if len(self._sessions) >= self._limits.sessions:
                 raise Unavailable("session.full", "Too many sessions are open; try again in a minute.")
-            self._sessions[cookie] = Session(request, now, nonce)
+            self._sessions[cookie] = Session(request, now, nonce, channel, version, stock)
         return cookie
 
-    def take_challenge(self, cookie: str | None, nonce: str, *, now: int) -> Session:
-        """The session that was challenged with ``nonce``. The challenge is used up by this, whatever comes of it.
+    def live(self, cookie: str | None, *, now: int) -> Session:
+        """The session of a cookie, whatever became of its challenge. Raises Denied("session.absent")."""
+        return self._live(cookie, now)
 
-        Raises Denied("session.absent") without a live session, Untrusted("nonce.*") for a nonce that is used up, too
-        old, or another session's.
+    def take_challenge(self, cookie: str | None, nonce: str | None, *, now: int) -> tuple[Session, str]:
+        """The session that was challenged with ``nonce``, and its own nonce. That is used up now, whatever comes of it.
+
+        ``nonce`` is None in versions whose messages carry none. Raises Denied("session.absent") without a live session,
+        Untrusted("nonce.*") for a nonce that is used up, too old, or another session's.
         """
         session = self._live(cookie, now)
         with self._lock:
@@ -78,9 +145,9 @@ class Sessions:
             raise Untrusted("nonce.replayed", "This challenge was answered before; ask for a new one.")
         if now >= session.opened + self._limits.nonce_seconds:
             raise Untrusted("nonce.expired", "This challenge is too old; ask for a new one.")
-        if expected != nonce:
+        if nonce is not None and expected != nonce:
             raise Untrusted("nonce.other", "The evidence answers another challenge than this session's.")
-        return session
+        return session, expected
 
     def attested(self, cookie: str | None, *, now: int) -> tuple[Session, Attested]:
         """The session of a workload that has proved itself; Denied otherwise."""
@@ -93,6 +160,9 @@ class Sessions:
         # A lookup by hash of 256 random bits: timing tells nothing that helps to guess one.
         with self._lock:
             session = self._sessions.get(cookie) if cookie is not None and len(cookie) == _COOKIE else None
+        if session is not None and cookie is not None and not session.reached_by(cookie):
+            self.on_stolen(session)
+            session = None
         if session is None or now >= session.opened + self._limits.session_seconds:
             raise Denied("session.absent", "There is no such session; begin with a new request.")
         return session

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..audit import AuditLog, Checkpoint, Receipt, check_advance, cosign, verify_checkpoint, verify_quorum
 from ..contracts import Card, log_origin
-from ..crypto import Signer
+from ..crypto import Signer, constant_time_equal
 from ..crypto.merkle import verify_consistency
-from ..errors import CloisterError, Denied, Untrusted
+from ..errors import CloisterError, Denied, Unavailable, Untrusted
 from ..fields import Fields
 from .clock import Clock
 from .peers import Peers
+from .sessions import Channel
 from .state import State
 
 __all__ = ["Heads", "Herald"]
@@ -45,9 +46,22 @@ class Heads:
             seen = self.known(party)
             known = verify_checkpoint(seen, card.log_origin, card.keys.receipt) if seen is not None else None
             accepted = check_advance(known, note, proof, card.log_origin, card.keys.receipt)
-            # Durable before the cosignature exists: else a crash could make us cosign two histories.
-            self._state.put_hint("heads", {"party": party, "note": note})
+            # Durable before the cosignature exists, and only on top of what it was checked against: else a crash, or
+            # another replica at the same moment, could make us cosign two histories.
+            if not self._state.swap_head(party, seen, note):
+                raise Unavailable("head.busy", "Another head of that log was accepted at this moment; show it again.")
         return cosign(note, accepted, name=log_origin(self._name), key=self._key, now=self._clock())
+
+    def check_sender(self, party: str, channel: Channel) -> None:
+        """A head of ``party``'s log is shown by its own broker: the connection proved its card's TLS key.
+
+        Raises Denied for a party that isn't pinned, Untrusted("channel.peer") for a connection of somebody else's.
+        """
+        card = self._cards().get(party)
+        if card is None:
+            raise Denied("head.unpinned", "Heads are kept of other, pinned parties' logs only.")
+        if channel.key is None or not constant_time_equal(channel.key, card.keys.tls):
+            raise Untrusted("channel.peer", "A log's head comes over a connection of its own party's broker only.")
 
     def known(self, party: str) -> str | None:
         """The newest head that was accepted of ``party``'s log."""
@@ -108,16 +122,27 @@ class Herald:
         """Entry ``index`` under a head that at least ``least`` peers cosigned just now; Untrusted("witness.quorum")."""
         since = self._clock() - _FRESH
         with self._lock:
-            receipt = self._log.receipt(index)
-            witnesses = {card.log_origin: card.keys.receipt for card in self._others()}
-            note = receipt.checkpoint
-            for card in self._others():
+            for last in (False, False, True):
+                receipt = self._log.receipt(index)
+                note = self._cosigned(receipt.checkpoint)
+                witnesses = {card.log_origin: card.keys.receipt for card in self._others()}
                 try:
-                    note = _merge(note, self._show(card, receipt.checkpoint))
-                except CloisterError:
-                    continue  # the quorum below decides
-        verify_quorum(note, witnesses, least, not_before=since)
+                    verify_quorum(note, witnesses, least, not_before=since)
+                    break
+                except Untrusted:
+                    # Another replica may have shown a witness a newer head meanwhile, which takes no older one then.
+                    if last or self._log.head() == receipt.checkpoint:
+                        raise
         return receipt.with_cosigned(note)
+
+    def _cosigned(self, shown: str) -> str:
+        note = shown
+        for card in self._others():
+            try:
+                note = _merge(note, self._show(card, shown))
+            except CloisterError:
+                continue  # the caller counts who signed
+        return note
 
     def _others(self) -> list[Card]:
         """Pinned parties whose address is known."""

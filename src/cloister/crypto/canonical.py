@@ -7,6 +7,8 @@ the writer makes, so a document has one encoding and its digest is a name for it
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import Malformed
@@ -16,6 +18,11 @@ __all__ = ["MAX_DOCUMENT", "canonical_json", "parse_canonical", "parse_json"]
 MAX_DOCUMENT = 4 * 1024 * 1024
 _MAX_DEPTH = 32
 _MAX_INT = 2**53 - 1  # RFC 8785 §3.2.2.3: beyond this, JSON numbers stop being exact in other readers
+# JSON text up to its closing quote, or to the end of what there is. Possessive: no input makes it look back.
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+# Escapes exactly what JCS wants escaped, in the same short forms. Its order of keys is JCS's where all keys are ASCII.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":"))
 
 
 def canonical_json(value: Any) -> bytes:
@@ -24,9 +31,31 @@ def canonical_json(value: Any) -> bytes:
     Raises Malformed for floats, integers beyond ±(2**53-1), lone surrogates and any other type.
     """
     try:
-        return _encode(value, 0).encode()
+        return (_ENCODER.encode(value) if _is_plain(value, 0) else _encode(value, 0)).encode()
     except UnicodeEncodeError:
         raise Malformed("json.text", "Text with a lone surrogate can't be encoded; use valid Unicode.") from None
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether Python's own encoder, which is many times quicker, writes just what ``_encode`` would. Exact types only:
+    a subclass could encode as something else. What is not plain may be wrong, too: ``_encode`` says how."""
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is int:
+        return bool(-_MAX_INT <= value <= _MAX_INT)
+    if depth >= _MAX_DEPTH:
+        return False
+    items: Iterable[Any]
+    if kind is dict:
+        if not all(type(key) is str and key.isascii() for key in value):
+            return False
+        items = value.values()
+    elif kind is list or kind is tuple:
+        items = value
+    else:
+        return False
+    return all(type(item) is str or _is_plain(item, depth + 1) for item in items)
 
 
 def _encode(value: Any, depth: int) -> str:
@@ -95,24 +124,16 @@ def _bounded_int(text: str) -> int:
 def _check_depth(data: bytes) -> None:
     """Refuse deep nesting before the parser recurses. Brackets inside text count too: a safe over-estimate
     would refuse honest text, so text is skipped."""
+    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH:
+        return
     depth = 0
-    in_text = escaped = False
-    for byte in data:
-        if in_text:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_text = False
-        elif byte == 0x22:
-            in_text = True
-        elif byte in (0x5B, 0x7B):
-            depth += 1
-            if depth > _MAX_DEPTH:
-                raise Malformed("json.depth", f"The document is nested deeper than {_MAX_DEPTH}; flatten it.")
-        elif byte in (0x5D, 0x7D):
+    for bracket in _BRACKET.finditer(_TEXT.sub(b"", data)):
+        if bracket[0] in (b"]", b"}"):
             depth -= 1
+            continue
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise Malformed("json.depth", f"The document is nested deeper than {_MAX_DEPTH}; flatten it.")
 
 
 def parse_canonical(data: bytes, *, limit: int = MAX_DOCUMENT) -> Any:

@@ -1,20 +1,25 @@
-"""JWE for KBS resources (RFC 7516 flattened JSON): ECDH-ES+A256KW on P-256, content in A256GCM.
+"""JWE for KBS resources (RFC 7516 flattened JSON): ECDH-ES+A256KW on P-256 or RSA-OAEP-256, content in A256GCM.
 
 One departure, which KBS makes and we follow: the JSON carries an ``aad`` member that repeats the encoded
 protected header. RFC 7516 §5.1 would append such a member to the authenticated data; KBS authenticates
-the protected header alone. So the reader checks that ``aad`` is a mere repetition and nothing else.
-RSA1_5 is not accepted anywhere.
+the protected header alone. So the reader checks that ``aad`` is a mere repetition and nothing else; it may
+be absent, as RFC 7516 wants it and as newer key brokers send it.
+
+A stock guest does not authenticate the header's bytes as they came: it parses the header and writes it again,
+``alg`` and ``enc`` first, the rest by name, without a space. Canonical JSON happens to be exactly that.
+
+RSA1_5 is not accepted anywhere: its padding has been an oracle since 1998.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import keywrap
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
@@ -23,10 +28,21 @@ from ..errors import Malformed, Untrusted
 from .canonical import canonical_json, parse_json
 from .framing import random_bytes
 
-__all__ = ["JweKey", "b64url", "jwe_encrypt", "unb64url"]
+__all__ = ["ECDH_ES", "RSA_OAEP", "JweKey", "b64url", "check_jwk", "jwe_encrypt", "unb64url"]
 
-_ALG = "ECDH-ES+A256KW"
-_ENC = "A256GCM"
+ECDH_ES: Final = "ECDH-ES+A256KW"
+RSA_OAEP: Final = "RSA-OAEP-256"
+_ENC: Final = "A256GCM"
+_FIELDS = frozenset({"protected", "encrypted_key", "aad", "iv", "ciphertext", "tag"})
+_EC_FIELDS = frozenset({"alg", "crv", "kty", "x", "y"})
+_RSA_FIELDS = frozenset({"alg", "e", "kty", "n"})
+_RSA_BITS = range(2048, 4097)
+_RSA_EXPONENT = 65537
+_OWN_RSA_BITS = 3072
+_MAX_BODY = 1024 * 1024
+
+_PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+_PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 def b64url(raw: bytes) -> str:
@@ -45,12 +61,15 @@ def unb64url(text: Any) -> bytes:
     return raw
 
 
-def _jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
+# Keys.
+
+
+def _point(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
     n = key.public_numbers()
     return {"crv": "P-256", "kty": "EC", "x": b64url(n.x.to_bytes(32, "big")), "y": b64url(n.y.to_bytes(32, "big"))}
 
 
-def _from_jwk(jwk: Any) -> ec.EllipticCurvePublicKey:
+def _from_point(jwk: Any) -> ec.EllipticCurvePublicKey:
     if not isinstance(jwk, dict) or jwk.get("kty") != "EC" or jwk.get("crv") != "P-256":
         raise Malformed("jwe.key", "The key is not an EC P-256 JWK.")
     x, y = unb64url(jwk.get("x")), unb64url(jwk.get("y"))
@@ -64,39 +83,95 @@ def _from_jwk(jwk: Any) -> ec.EllipticCurvePublicKey:
         raise Malformed("jwe.key", "The JWK is not a point on P-256.") from None
 
 
+def _from_rsa(jwk: dict[str, Any]) -> rsa.RSAPublicKey:
+    n, e = unb64url(jwk.get("n")), unb64url(jwk.get("e"))
+    if not n or not e or n[0] == 0 or e[0] == 0:  # RFC 7518 §2: Base64urlUInt has no leading zero
+        raise Malformed("jwe.key", "A number of the RSA JWK is empty or has a leading zero.")
+    modulus, exponent = int.from_bytes(n, "big"), int.from_bytes(e, "big")
+    if modulus.bit_length() not in _RSA_BITS or exponent != _RSA_EXPONENT:
+        raise Malformed("jwe.key", "The RSA JWK does not have 2048 to 4096 bits and the exponent 65537.")
+    try:
+        return rsa.RSAPublicNumbers(exponent, modulus).public_key()
+    except ValueError:
+        raise Malformed("jwe.key", "The RSA JWK is not usable.") from None
+
+
+def check_jwk(jwk: Any) -> _PublicKey:
+    """The key of a ``tee-pubkey`` (KBS "Key Format"): exactly the published members, and an algorithm of ours.
+
+    Raises Malformed: ``jwe.algorithm`` for another ``alg`` (RSA1_5 included), ``jwe.key`` for all else.
+    """
+    if not isinstance(jwk, dict):
+        raise Malformed("jwe.key", "The key is not a JWK.")
+    if jwk.get("alg") not in (ECDH_ES, RSA_OAEP):
+        raise Malformed("jwe.algorithm", f"The key asks for another algorithm than {ECDH_ES} and {RSA_OAEP}.")
+    if set(jwk) != (_EC_FIELDS if jwk["alg"] == ECDH_ES else _RSA_FIELDS):
+        raise Malformed("jwe.key", "The JWK does not have exactly the members of its kind of key.")
+    if jwk["alg"] == ECDH_ES:
+        return _from_point(jwk)
+    if jwk["kty"] != "RSA":
+        raise Malformed("jwe.key", "The key's algorithm does not fit its type.")
+    return _from_rsa(jwk)
+
+
+def concat_kdf(shared: bytes, algorithm: str, bits: int, *, apu: bytes = b"", apv: bytes = b"") -> bytes:
+    """``bits`` of key from an ECDH secret (RFC 7518 §4.6.2). KBS sends neither ``apu`` nor ``apv``."""
+    # AlgorithmID ‖ PartyUInfo ‖ PartyVInfo ‖ SuppPubInfo, lengths as 4 bytes.
+    parts = (algorithm.encode(), apu, apv)
+    info = b"".join(len(part).to_bytes(4, "big") + part for part in parts) + bits.to_bytes(4, "big")
+    return ConcatKDFHash(SHA256(), bits // 8, info).derive(shared)
+
+
 def _kek(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> bytes:
-    # RFC 7518 §4.6.2: AlgorithmID ‖ PartyUInfo ‖ PartyVInfo ‖ SuppPubInfo, lengths as 4 bytes.
-    info = len(_ALG).to_bytes(4, "big") + _ALG.encode() + b"\0\0\0\0" * 2 + (256).to_bytes(4, "big")
-    return ConcatKDFHash(SHA256(), 32, info).derive(private.exchange(ec.ECDH(), public))
+    return concat_kdf(private.exchange(ec.ECDH(), public), ECDH_ES, 256)
+
+
+def _oaep() -> padding.OAEP:
+    return padding.OAEP(padding.MGF1(SHA256()), SHA256(), None)  # RFC 7518 §4.3: SHA-256 in both places
 
 
 class JweKey:
-    """The workload's KBS key (``tee-pubkey``): made in memory, never stored."""
+    """The workload's KBS key (``tee-pubkey``): made in memory, never stored. ``algorithm``: ECDH_ES or RSA_OAEP."""
 
-    __slots__ = ("_key", "public_jwk")
+    __slots__ = ("_key", "algorithm", "public_jwk")
 
-    def __init__(self) -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.public_jwk: dict[str, str] = {**_jwk(self._key.public_key()), "alg": _ALG}
+    def __init__(self, algorithm: str = ECDH_ES) -> None:
+        if algorithm not in (ECDH_ES, RSA_OAEP):
+            raise Malformed("jwe.algorithm", f"A key for responses is for {ECDH_ES} or {RSA_OAEP}.")
+        self.algorithm = algorithm
+        self._key: _PrivateKey
+        if algorithm == ECDH_ES:
+            self._key = ec.generate_private_key(ec.SECP256R1())
+            self.public_jwk: dict[str, str] = {**_point(self._key.public_key()), "alg": ECDH_ES}
+        else:
+            self._key = rsa.generate_private_key(_RSA_EXPONENT, _OWN_RSA_BITS)
+            n = self._key.public_key().public_numbers()
+            self.public_jwk = {"alg": RSA_OAEP, "e": _number(n.e), "kty": "RSA", "n": _number(n.n)}
 
     def decrypt(self, body: bytes) -> bytes:
         """Open a KBS resource response. Raises Malformed or Untrusted."""
-        jwe = parse_json(body)
-        if not isinstance(jwe, dict) or set(jwe) - {"protected", "encrypted_key", "aad", "iv", "ciphertext", "tag"}:
+        jwe = parse_json(body, limit=_MAX_BODY)
+        if not isinstance(jwe, dict) or set(jwe) - _FIELDS or not isinstance(jwe.get("protected"), str):
             raise Malformed("jwe.form", "The response is not a KBS resource.")
-        protected = jwe.get("protected")
+        protected: str = jwe["protected"]
         header = parse_json(unb64url(protected), limit=4096)
-        if not isinstance(header, dict) or header.get("alg") != _ALG or header.get("enc") != _ENC:
+        # The algorithm is the key's own: a header can't choose a weaker one.
+        if not isinstance(header, dict) or header.get("alg") != self.algorithm or header.get("enc") != _ENC:
             raise Malformed("jwe.algorithm", "The response uses an algorithm that is not accepted.")
-        if "aad" in jwe and unb64url(jwe["aad"]) != str(protected).encode():
+        if set(header) != ({"alg", "enc", "epk"} if self.algorithm == ECDH_ES else {"alg", "enc"}):
+            raise Malformed("jwe.header", "The response's header has other members than KBS's.")
+        if jwe.get("aad") not in (None, protected):
             raise Untrusted("jwe.aad", "The response authenticates something else than its header.")
+        wrapped, iv, tag = (unb64url(jwe.get(name)) for name in ("encrypted_key", "iv", "tag"))
+        return open_content(self._cek(header, wrapped), iv, unb64url(jwe.get("ciphertext")), tag, protected)
+
+    def _cek(self, header: dict[str, Any], wrapped: bytes) -> bytes:
         try:
-            kek = _kek(self._key, _from_jwk(header.get("epk")))
-            cek = keywrap.aes_key_unwrap(kek, unb64url(jwe.get("encrypted_key")))
-            ciphertext = unb64url(jwe.get("ciphertext")) + unb64url(jwe.get("tag"))
-            return AESGCM(cek).decrypt(unb64url(jwe.get("iv")), ciphertext, str(protected).encode())
-        except (InvalidTag, keywrap.InvalidUnwrap, ValueError):
-            raise Untrusted("jwe.open", "The response is not encrypted to this workload's key.") from None
+            if isinstance(self._key, rsa.RSAPrivateKey):
+                return self._key.decrypt(wrapped, _oaep())
+            return keywrap.aes_key_unwrap(_kek(self._key, _from_point(header["epk"])), wrapped)
+        except (keywrap.InvalidUnwrap, ValueError):
+            raise _not_ours() from None
 
     def __repr__(self) -> str:
         return "JweKey(…)"
@@ -105,20 +180,42 @@ class JweKey:
         raise TypeError("a private key is not pickled")
 
 
+def _number(value: int) -> str:
+    return b64url(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+
+
+def _not_ours() -> Untrusted:
+    return Untrusted("jwe.open", "The response is not encrypted to this workload's key.")
+
+
+def open_content(cek: bytes, iv: bytes, ciphertext: bytes, tag: bytes, protected: str) -> bytes:
+    """A256GCM with the encoded header as associated data (RFC 7516 §5.2). Untrusted("jwe.open") if it does not hold."""
+    if len(cek) != 32 or len(iv) != 12 or len(tag) != 16:  # RFC 7518 §5.3: the one size of each
+        raise _not_ours()
+    try:
+        return AESGCM(cek).decrypt(iv, ciphertext + tag, protected.encode())
+    except InvalidTag:
+        raise _not_ours() from None
+
+
 def jwe_encrypt(public_jwk: Any, plaintext: bytes) -> bytes:
     """A KBS resource response that only the holder of ``public_jwk`` opens. Raises Malformed for a bad key."""
-    if isinstance(public_jwk, dict) and public_jwk.get("alg") not in (_ALG, None):
-        raise Malformed("jwe.algorithm", f"The key asks for an algorithm other than {_ALG}.")
-    ephemeral = ec.generate_private_key(ec.SECP256R1())
-    kek = _kek(ephemeral, _from_jwk(public_jwk))
+    public = check_jwk(public_jwk)
     cek, iv = random_bytes(32), random_bytes(12)
-    protected = b64url(canonical_json({"alg": _ALG, "enc": _ENC, "epk": _jwk(ephemeral.public_key())}))
+    header: dict[str, Any] = {"alg": public_jwk["alg"], "enc": _ENC}
+    if isinstance(public, rsa.RSAPublicKey):
+        wrapped = public.encrypt(cek, _oaep())
+    else:
+        ephemeral = ec.generate_private_key(ec.SECP256R1())
+        header["epk"] = _point(ephemeral.public_key())
+        wrapped = keywrap.aes_key_wrap(_kek(ephemeral, public), cek)
+    protected = b64url(canonical_json(header))
     sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode())
     return canonical_json(
         {
-            "aad": b64url(protected.encode()),
+            "aad": protected,
             "ciphertext": b64url(sealed[:-16]),
-            "encrypted_key": b64url(keywrap.aes_key_wrap(kek, cek)),
+            "encrypted_key": b64url(wrapped),
             "iv": b64url(iv),
             "protected": protected,
             "tag": b64url(sealed[-16:]),

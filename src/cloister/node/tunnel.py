@@ -68,6 +68,9 @@ def pump(left: socket.socket, right: socket.socket, *, early: bytes = b"", idle_
     directions = (_Direction(left, right, early), _Direction(right, left))
     for sock in (left, right):
         sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            # What one side wrote in two pieces must not wait here for the first one's acknowledgement.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with selectors.DefaultSelector() as selector:
         while not all(d.closed for d in directions):
             for sock in (left, right):

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import http.client
+import re
+import ssl
 from typing import Any
 
 from ..contracts import Contract
 from ..crypto import canonical_json, parse_json
 from ..crypto.tls import connect_pinned
-from ..errors import Internal, Unavailable, error_from_wire
+from ..errors import Denied, Internal, Unavailable, error_from_wire
 from .node_link import NodeLink
 
 __all__ = ["BrokerClient"]
 
 _BODY_LIMIT = 1024 * 1024
 _TIMEOUT = 30.0
+_PROBLEM = re.compile(r"[A-Za-z]{1,40}")
 
 
 class BrokerClient:
-    """One connection, one session. Not thread-safe: each handshake makes its own."""
+    """One connection, one session. Not thread-safe: each handshake makes its own.
 
-    def __init__(self, link: NodeLink, contract: Contract, party: str) -> None:
+    ``tls`` has the key that this side proves: a session works on connections of its own workload's signing key only.
+    Without it the connection is nobody's in particular, which is enough for what speaks for itself. ``pin``: of another
+    server than the party's own broker.
+    """
+
+    def __init__(
+        self,
+        link: NodeLink,
+        contract: Contract,
+        party: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        pin: bytes | None = None,
+    ) -> None:
         self.party = party
-        self.pin = contract.parties[party].tls_pin
+        self.pin = contract.parties[party].tls_pin if pin is None else pin
         self._link = link
+        self._tls = tls
         self._cookie: str | None = None
         self._http: http.client.HTTPConnection | None = None
 
@@ -41,7 +58,7 @@ class BrokerClient:
     def _connection(self) -> http.client.HTTPConnection:
         if self._http is None:
             connection = http.client.HTTPConnection("broker", timeout=_TIMEOUT)
-            connection.sock = connect_pinned(self._link.tunnel(self.party), self.pin)
+            connection.sock = connect_pinned(self._link.tunnel(self.party), self.pin, self._tls)
             self._http = connection
         return self._http
 
@@ -74,4 +91,13 @@ def _error(data: bytes) -> Exception:
         body = parse_json(data, limit=_BODY_LIMIT)
     except Exception as unreadable:  # noqa: BLE001 - whatever it was, it is no answer
         return Internal("wire.unreadable", f"A broker's refusal could not be read ({type(unreadable).__name__}).")
+    if isinstance(body, dict) and "error" not in body and isinstance(body.get("type"), str):
+        return _problem(body["type"])
     return error_from_wire(body.get("error", body) if isinstance(body, dict) else body)
+
+
+def _problem(kind: str) -> Denied:
+    """KBS's ErrorInformation from a server that is not ours. Its ``detail`` is a stranger's text and goes nowhere."""
+    problem = kind.rpartition("/")[2]
+    known = problem if _PROBLEM.fullmatch(problem) else "something unreadable"
+    return Denied("kbs.refused", f"The key broker refused ({known}); its operator's log says why.", problem=known)

@@ -6,8 +6,10 @@ One ``AttestedSession`` is one request-challenge-attestation exchange with one b
 from __future__ import annotations
 
 import base64
+import ssl
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..attestation.binding import Binding, check_nonce
@@ -15,11 +17,13 @@ from ..audit import Receipt, verify_quorum
 from ..contracts import Contract, Job, log_origin
 from ..crypto import Envelope, JweKey, frame, parse_canonical, parse_json, sha256
 from ..crypto.merkle import leaf_hash
+from ..crypto.tls import client_context
 from ..errors import CloisterError, Untrusted
 from ..fields import Fields
 from .broker_client import BrokerClient
 from .identity import WorkloadIdentity
 from .node_link import NodeLink
+from .trustee import BINDING_CTX
 
 __all__ = ["AttestedSession", "Lease", "ReleasedKey", "RunContext", "boottime", "gather_statements", "share_resource"]
 
@@ -48,6 +52,11 @@ class RunContext:
     identity: WorkloadIdentity
     link: NodeLink
 
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """Connections that prove this workload's signing key: sessions work on no other ones."""
+        return client_context(self.identity.signing.export_secret_seed())
+
 
 @dataclass(frozen=True)
 class Lease:
@@ -59,20 +68,24 @@ class Lease:
 
 @dataclass(frozen=True, repr=False)
 class ReleasedKey:
-    """A key with the proof that its release was logged first, and where the broker says the run stood."""
+    """A key with the proof that its release was logged first, and where the broker says the run stood.
+
+    ``binding``: what the broker's nonce committed to, for the run's result; see ``trustee`` for keys without any.
+    """
 
     secret: bytes
     resource: bytes
     receipt: Receipt
     lease: Lease
     checkpoint: tuple[int, bytes] | None
+    binding: str = BINDING_CTX
 
 
 def gather_statements(run: RunContext) -> list[str]:
     """Every party's fresh in-force statement. A party that is down or has revoked ends the attempt here."""
     statements = []
     for party in sorted(run.contract.parties):
-        client = BrokerClient(run.link, run.contract, party)
+        client = BrokerClient(run.link, run.contract, party, tls=run.tls)
         try:
             body = parse_json(client.get(f"/cloister/v1/status/{run.contract.digest.hex()}"))
             f = Fields(body, "status answer")
@@ -88,7 +101,7 @@ class AttestedSession:
     def __init__(self, run: RunContext, party: str, *, purpose: str, sequence: int, statements: list[str]) -> None:
         self.run, self.party = run, party
         self._purpose, self._sequence, self._statements = purpose, sequence, statements
-        self._client = BrokerClient(run.link, run.contract, party)
+        self._client = BrokerClient(run.link, run.contract, party, tls=run.tls)
         self._jwe = JweKey()  # one per challenge, as KBS asks
         self._started = 0.0
         self.token = ""

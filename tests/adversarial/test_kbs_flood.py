@@ -1,0 +1,53 @@
+"""More requests than a broker wants to serve: from one address, or under one contract."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+
+import pytest
+
+from cloister.crypto import SigningKey
+from cloister.crypto.tls import client_context
+from cloister.errors import Unavailable
+from tests.broker_world import World, nothing_granted, serving
+from tests.kbs_client import client, refused_in_the_handshake
+
+pytest_plugins = ["tests.broker_fixtures"]
+
+
+def test_a_flood_of_requests_from_one_address(world: World) -> None:
+    """A bucket that practically never fills: a few requests are served; the rest is told to wait, and nobody else."""
+    world.hospital.limits = replace(world.hospital.limits, address_rate=1e-6, address_burst=6.0)
+    world.hospital.restart()
+    with serving(world.hospital) as running, client(world, running, SigningKey.generate()) as noisy:
+        statuses = [noisy.ask("GET", "/cloister/v1/heads/lab")[0] for _ in range(8)]
+        assert statuses == [200] * 5 + [429] * 3  # the connection itself counts, too
+        assert noisy.code("POST", "/kbs/v0/auth", {}) == (429, "rate.address")
+        assert refused_in_the_handshake(running, client_context())  # further ones aren't even greeted
+        sock = socket.create_connection(("127.0.0.1", running.port), timeout=60, source_address=("127.0.0.9", 0))
+        with client_context().wrap_socket(sock) as other:
+            other.sendall(b"GET /cloister/v1/heads/lab HTTP/1.1\r\nHost: broker\r\n\r\n")
+            assert other.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_flood_of_requests_under_one_contract(world: World) -> None:
+    world.hospital.limits = replace(world.hospital.limits, contract_rate=1e-6, contract_burst=4.0)
+    world.hospital.restart()
+    releases, workload = world.hospital.broker.releases, world.workload()
+    other = world.sign(world.contract_fields(serial=1, name="other"))
+    cookie = workload.attested(world.hospital)  # two requests
+    workload.fetch(world.hospital, cookie, world.data.digest)
+    releases.challenge(world.workload().request())
+    with nothing_granted(world.hospital):
+        size = len(world.hospital.log())
+        for again in (
+            lambda: workload.fetch(world.hospital, cookie, world.data.digest),
+            lambda: releases.challenge(world.workload().request()),
+        ):
+            with pytest.raises(Unavailable) as caught:
+                again()
+            assert caught.value.code == "rate.contract"
+        assert len(world.hospital.log()) == size  # a flood doesn't fill the log
+    elsewhere = world.workload(contract=other, job=world.make_job(other))
+    releases.challenge(elsewhere.request())
