@@ -14,8 +14,8 @@ from cloister.attestation import (
     check_nonce,
     make_nonce,
     report_data,
-    verifiers,
 )
+from cloister.attestation.registry import verifiers
 from cloister.crypto import HpkePrivateKey, JweKey, SigningKey
 from cloister.errors import CloisterError, Denied, Untrusted
 from cloister.node.attester import TpmAttester

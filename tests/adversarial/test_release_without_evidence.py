@@ -167,7 +167,7 @@ def test_another_node_speaks_for_the_workload(world: World, attester: Callable[[
 
 def test_evidence_of_a_platform_that_nobody_here_judges(world: World) -> None:
     world.hospital.judges = {}
-    from cloister.attestation import verifiers
+    from cloister.attestation.registry import verifiers
 
     world.hospital.judges = verifiers(allow_insecure=False, production=True)
     world.hospital.restart()

@@ -237,7 +237,7 @@ def test_sessions_are_few(calm: Any) -> None:
 def test_an_answer_is_made_once() -> None:
     from cloister.broker.sessions import Session
 
-    session = Session(request=None, opened=NOW, nonce=None)  # type: ignore[arg-type]
+    session = Session(asked=None, opened=NOW, nonce=None)  # type: ignore[arg-type]
     made: list[bytes] = []
 
     def make() -> bytes:
@@ -253,7 +253,7 @@ def test_an_answer_is_made_once() -> None:
 def test_a_session_hides_in_repr() -> None:
     from cloister.broker.sessions import Session
 
-    session = Session(request=None, opened=NOW, nonce="the nonce")  # type: ignore[arg-type]
+    session = Session(asked=None, opened=NOW, nonce="the nonce")  # type: ignore[arg-type]
     assert "nonce" not in repr(session)
 
 

@@ -58,7 +58,11 @@ def test_only_the_trusted_part_of_cloister_is_in_it(image: Path) -> None:
     package = image / LIBRARY[1:] / "cloister"
     folders = {p.name for p in package.iterdir() if p.is_dir()} - {"__pycache__"}
     assert {"crypto", "sealed", "audit", "contracts", "attestation", "workload"} == folders
-    assert not (package / "attestation/insecure").exists()
+    attestation = {p.name for p in (package / "attestation").iterdir()} - {"__pycache__"}
+    judging = {"__init__.py", "appraisal.py", "models.py", "policy.py", "ports.py", "trust.py"}
+    assert attestation == {"binding.py", *judging}, "no verifier, and no development double"
+    assert not (package / "sealed/stores").exists()
+    assert not (package / "crypto/x509.py").exists()
     assert (package / "errors.py").is_file()
     assert not (package / "__main__.py").exists()
 

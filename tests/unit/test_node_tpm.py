@@ -8,7 +8,8 @@ import stat
 
 import pytest
 
-from cloister.attestation import Evidence, report_data, verifiers
+from cloister.attestation import Evidence, report_data
+from cloister.attestation.registry import verifiers
 from cloister.attestation.tpm import attester_id, parser
 from cloister.crypto import JweKey, sha256, verify_hardware_signature
 from cloister.errors import Misuse, Unavailable, Untrusted

@@ -33,6 +33,11 @@ MAX_EVIDENCE: Final = 192 * 1024
 MAX_EVENTS: Final = 512
 """Events in one log: as many as fit, with everything else, into 64 KiB and one line of the node's socket."""
 MAX_DEVICES: Final = 32
+_MAX_VALUES: Final = 4096
+"""Values in primary evidence, at any depth, and names of members. Real ones have a few dozen; each takes time."""
+_MAX_MARKS: Final = 16 * 1024
+"""Commas and opening brackets in additional evidence: it can't have more values than that and one. A full event log has
+about 1,600, a GPU a dozen."""
 _MAX_REFERENCES: Final = 1000
 _MAX_PCRS: Final = 24
 
@@ -68,6 +73,8 @@ class Evidence:
             raise Malformed("evidence.tee", "The evidence does not name a platform.")
         if not isinstance(self.primary, dict) or not isinstance(self.additional, str):
             raise Malformed("evidence.form", "The evidence is not an object with primary and additional evidence.")
+        if not _is_small(self.primary) or sum(map(self.additional.count, ",[{")) > _MAX_MARKS:
+            raise Malformed("evidence.size", "The evidence is made of more values than any platform's is.")
         if len(self.additional) > MAX_ADDITIONAL or len(_encoded(self.primary, self.additional)) > MAX_EVIDENCE:
             raise Malformed("evidence.size", f"The evidence is longer than {MAX_EVIDENCE} bytes.")
 
@@ -81,6 +88,24 @@ class Evidence:
     def to_wire(self) -> dict[str, Any]:
         """The inverse of ``from_wire``."""
         return {"tee": self.tee, "primary_evidence": self.primary, "additional_evidence": self.additional}
+
+
+def _is_small(primary: dict[str, Any]) -> bool:
+    """Whether it is worth encoding at all. Looks at no more than what it allows, and recurses nowhere."""
+    values = characters = 0
+    waiting: list[Any] = [primary]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            characters += len(value)
+        elif isinstance(value, dict | list | tuple):
+            values += len(value) * (1 + isinstance(value, dict))
+            if values > _MAX_VALUES:
+                return False
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+        if characters > MAX_EVIDENCE:
+            return False
+    return True
 
 
 def _encoded(primary: dict[str, Any], additional: str) -> bytes:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NoReturn
 
 from ..errors import Denied
-from .ports import Verifier
-from .tpm import TpmVerifier
+from .collateral import Collateral, CollateralSet, Staleness
+from .external import ExternalVerifier, PinnedVerifier
+from .nvidia import NvidiaVerifier
+from .ports import DeviceVerifier, Verifier
+from .snp import SnpVerifier
+from .tdx import TdxVerifier
+from .tpm import Enrolment, TpmVerifier
+from .tpm.azure import AzureSnpVerifier, AzureTdxVerifier
 
-__all__ = ["VerifierSet", "verifiers"]
+__all__ = ["VerifierSet", "device_verifiers", "verifiers"]
 
 _INSECURE = "insecure"
+_NOTHING = CollateralSet()
+_STRICT = Staleness()
+_NOBODY: Mapping[str, Enrolment] = MappingProxyType({})
 
 
 class VerifierSet(dict[str, Verifier]):
@@ -22,20 +33,44 @@ class VerifierSet(dict[str, Verifier]):
         raise Denied("attestation.tee", "There is no verifier for the platform that the evidence names.")
 
 
-def verifiers(*, allow_insecure: bool, production: bool) -> VerifierSet:
+def verifiers(
+    *,
+    allow_insecure: bool,
+    production: bool,
+    collateral: Collateral = _NOTHING,
+    staleness: Staleness = _STRICT,
+    enrolments: Mapping[str, Enrolment] = _NOBODY,
+    external: Sequence[PinnedVerifier] = (),
+) -> VerifierSet:
     """The verifiers for this configuration.
 
-    ``allow_insecure`` adds the development verifier and is refused (Denied ``attestation.insecure``) when
-    ``production`` is set. Without it the package ``attestation.insecure`` isn't even imported.
+    ``collateral`` and ``enrolments`` are looked at anew by every verification, ``external`` are the verifiers whose
+    word the owner takes. ``allow_insecure`` adds the development verifier and is refused (Denied
+    ``attestation.insecure``) when ``production`` is set. Without it the package ``attestation.insecure`` isn't even
+    imported.
     """
     if allow_insecure and production:
         raise Denied(
             "attestation.insecure", "A production broker can't load development attestation; remove allow_insecure."
         )
-    found = VerifierSet({TpmVerifier.tee: TpmVerifier()})
+    judges: list[Verifier] = [
+        TpmVerifier(enrolments),
+        SnpVerifier(collateral, staleness),
+        TdxVerifier(collateral, staleness),
+        AzureSnpVerifier(collateral, staleness),
+        AzureTdxVerifier(collateral, staleness),
+    ]
+    if external:
+        judges.append(ExternalVerifier(external))
     if allow_insecure:
         # Imported here and nowhere else: code that isn't loaded can't be reached by a mistake elsewhere.
         from .insecure import InsecureVerifier
 
-        found[InsecureVerifier.tee] = InsecureVerifier()
-    return found
+        judges.append(InsecureVerifier())
+    return VerifierSet({judge.tee: judge for judge in judges})
+
+
+def device_verifiers(collateral: Collateral = _NOTHING, staleness: Staleness = _STRICT) -> dict[str, DeviceVerifier]:
+    """The verifiers of what stands beside a processor, by kind."""
+    nvidia = NvidiaVerifier(collateral, staleness)
+    return {nvidia.kind: nvidia}

@@ -16,6 +16,7 @@ from ..keys import DriverConfig
 from .app import Broker, RunningBroker
 from .clock import steady_clock
 from .config import Settings, parse_listen
+from .migration import migrate
 from .serving import harden_process
 from .startup import create_home
 
@@ -27,7 +28,7 @@ _MAX_LINE = 8192
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cloister.broker", description=__doc__)
     parser.add_argument("--home", type=Path, required=True, help="the broker's folder")
-    parser.add_argument("--listen", required=True, help="ADDRESS:PORT for HTTPS; port 0 takes a free one")
+    parser.add_argument("--listen", default="127.0.0.1:0", help="ADDRESS:PORT for HTTPS; port 0 takes a free one")
     parser.add_argument("--init", metavar="NAME", help="create the party first")
     parser.add_argument("--part-of", metavar="ORG", help="with --init: the organization that the team belongs to")
     parser.add_argument(
@@ -38,6 +39,21 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--vault-option", metavar="KEY=VALUE", action="append", default=[], help="where its device or service is"
+    )
+    parser.add_argument(
+        "--database", metavar="FILE", type=Path, help="the URL of the PostgreSQL that replicas share is in FILE (0600)"
+    )
+    parser.add_argument(
+        "--fetch-collateral", action="store_true", help="ask vendors for what attestation needs, in the background"
+    )
+    parser.add_argument(
+        "--collateral-grace", metavar="SECONDS", type=int, default=0, help="how long collateral counts after its end"
+    )
+    parser.add_argument(
+        "--external-verifiers", metavar="FILE", type=Path, help="pins of verifiers whose results this broker takes"
+    )
+    parser.add_argument(
+        "--migrate", action="store_true", help="move the home's state and log into the database, say so, and end"
     )
     return parser.parse_args(argv)
 
@@ -69,6 +85,8 @@ def _say(body: dict[str, object]) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     harden_process()
     os.umask(0o077)
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # PostgreSQL's client would take from them what the database's file leaves out
     host, port = parse_listen(arguments.listen)
     settings = Settings(
         arguments.home.resolve(),
@@ -76,8 +94,16 @@ def _serve(arguments: argparse.Namespace) -> None:
         port,
         allow_insecure_attester=arguments.allow_insecure_attester,
         vault_driver=_driver(arguments),
+        database=None if arguments.database is None else arguments.database.resolve(),
+        collateral_grace=max(arguments.collateral_grace, 0),
+        fetch_collateral=arguments.fetch_collateral,
+        external_verifiers=arguments.external_verifiers,
     )
     passphrase = _passphrase()
+    if arguments.migrate:
+        moved = migrate(settings, passphrase, clock=steady_clock())
+        _say({"aside": [str(path) for path in moved.aside], "entries": moved.entries, "rows": moved.rows})
+        return
     if arguments.init is not None:
         create_home(settings, arguments.init, passphrase, part_of=arguments.part_of, clock=steady_clock())
     elif arguments.part_of is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 
-from ..attestation import Verifier, verifiers
+from ..attestation import Verifier
 from ..contracts import Card
 from ..errors import Unavailable
 from .admin import admin_routes
@@ -17,18 +17,26 @@ from .agreements import Agreements
 from .assets import Assets
 from .clock import Clock, steady_clock
 from .cloister_api import cloister_routes
+from .collateral_store import CollateralStore
 from .config import Settings
 from .core import Core
+from .enrolling import Enrolments
+from .enrolling_api import enrolment_routes
+from .fetching import Fetcher, Refresher, Sources
 from .http import application
+from .judging import Judges, judges_of
 from .kbs import kbs_routes
 from .knowledge import Knowledge
 from .leases import Leases
 from .ledger import Ledger
 from .lifecycle import Lifecycle
+from .measurement_api import approval_routes, measurement_routes
+from .measurements import Measurements
 from .notices import Notices
 from .party import OwnKeys, Parties
 from .peers import Peers
 from .permits import Permits
+from .policy_store import PolicyStore
 from .release import KeyReleases
 from .rootkeys import remembered_revision
 from .serving import https_server, listen_tcp, listen_unix, owner_server, serve_until, tls_context
@@ -42,27 +50,34 @@ __all__ = ["Broker", "RunningBroker"]
 class Broker:
     """One party's broker: the services, and the two applications over them. Owns what it opened; close it."""
 
-    def __init__(self, settings: Settings, opened: Opened, clock: Clock, judges: Mapping[str, Verifier]) -> None:
-        """Raises Untrusted("state.rollback") if a peer has seen more of our log than is here."""
+    def __init__(self, settings: Settings, opened: Opened, clock: Clock, judges: Mapping[str, Verifier] | None) -> None:
+        """``judges``: by platform, instead of those that the settings give. Raises Untrusted("state.rollback") if a
+        peer has seen more of our log than is here."""
         self.settings = settings
         self._opened = opened
         limits, name = settings.limits, opened.card.name
         keys = OwnKeys(opened.vault)
-        ledger = Ledger(opened.state, opened.log, clock, actor=name, log_key=keys.receipt.public, limits=limits)
+        ledger, state, log = opened.ledger(clock, limits), opened.record.state, opened.record.log
         parties = Parties(keys, ledger, clock)
-        peers = Peers(opened.state, limits)
-        herald = Herald(opened.log, peers, parties.pinned, clock, name=name, log_key=keys.receipt.public)
+        peers = Peers(state, limits, keys.tls_seed)
+        herald = Herald(log, peers, parties.pinned, clock, name=name, log_key=keys.receipt.public)
         confirmed = herald.compare()
-        knowledge = Knowledge(opened.state, parties, witnessed=confirmed > 0)
+        knowledge = Knowledge(state, parties, witnessed=confirmed > 0)
         assets = Assets(keys, parties, ledger)
         self.core = Core(clock, limits, ledger, keys, parties, assets, knowledge, peers, herald)
         self.sessions = Sessions(limits)
-        self.releases = KeyReleases(self.core, self.sessions, judges)
+        self.collateral = CollateralStore(settings.collateral)
+        self.refresher = Refresher(self.collateral, Fetcher(Sources()), clock) if settings.fetch_collateral else None
+        self.enrolments = Enrolments(ledger, clock)
+        chosen = Judges(judges) if judges else judges_of(settings, self.collateral, self.enrolments.keys)
+        self.releases = KeyReleases(self.core, self.sessions, chosen)
         self.leases = Leases(self.core, self.sessions)
         self.permits = Permits(self.core)
         self.agreements = Agreements(self.core)
-        self.heads = Heads(opened.state, parties.pinned, clock, name=name, key=keys.receipt)
-        self.notices = Notices(self.core, self.agreements)
+        self.heads = Heads(state, parties.pinned, clock, name=name, key=keys.receipt)
+        self.policies = PolicyStore(ledger, name)
+        self.measurements = Measurements(self.core)
+        self.notices = Notices(self.core, self.agreements, learn=self.measurements.learn)
         self.warnings = [*_warnings(settings, confirmed), *opened.vault.warnings]
         _log_start(ledger, opened, confirmed)
         self.lifecycle = Lifecycle.over(self.core, opened.vault)
@@ -80,8 +95,6 @@ class Broker:
         judges: Mapping[str, Verifier] | None = None,
     ) -> Broker:
         """Open the home, check it, build the services. Raises what ``open_home`` and the peers' check raise."""
-        insecure = settings.allow_insecure_attester
-        judges = judges or verifiers(allow_insecure=insecure, production=not insecure)
         opened = open_home(settings, passphrase)
         try:
             return cls(settings, opened, clock or steady_clock(), judges)
@@ -97,19 +110,28 @@ class Broker:
         """What everybody may call."""
         limits = self.settings.limits
         kbs = kbs_routes(self.releases, limits)
-        return application([*kbs, *cloister_routes(self.leases, self.permits, self.agreements, self.heads, limits)])
+        cloister = cloister_routes(self.leases, self.permits, self.agreements, self.heads, limits)
+        return application([*kbs, *cloister, *approval_routes(self.measurements, limits)])
 
     def owner_app(self) -> Starlette:
         """What the owner alone may call."""
         limits = self.settings.limits
         admin = admin_routes(self.core, self.agreements, self.permits, self.notices, self.notes, limits)
-        return application([*admin, *key_routes(self.lifecycle, self.core.assets, limits)])
+        keys = key_routes(self.lifecycle, self.core.assets, limits)
+        trust = [
+            *measurement_routes(self.policies, self.measurements, limits),
+            *enrolment_routes(self.enrolments, limits),
+        ]
+        return application([*admin, *keys, *trust])
 
     def notes(self) -> list[str]:
         """What the owner should know now: of the way in which this broker runs, and of its keys."""
-        return [*self.warnings, *self.lifecycle.notes()]
+        fetching = self.refresher.notes() if self.refresher is not None else []
+        return [*self.warnings, *self.lifecycle.notes(), *fetching]
 
     def close(self) -> None:
+        if self.refresher is not None:
+            self.refresher.stop()
         self.lifecycle.stop()
         self.notices.stop()
         self._opened.close()
@@ -172,6 +194,8 @@ class RunningBroker:
             if on_loop is not None:
                 on_loop(self._loop)
             self.broker.notices.start()
+            if self.broker.refresher is not None:
+                self.broker.refresher.start()
             self.broker.lifecycle.keeper.start()
             await serve_until(self._stop.wait(), self._servers, ready)
 

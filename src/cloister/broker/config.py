@@ -30,6 +30,11 @@ class Limits:
     connections: int = 256
     source_connections: int = 64  # of one address
     admin_connections: int = 64
+    address_rate: float = 1000.0  # connections and requests a second from one address
+    address_burst: float = 4000.0
+    contract_rate: float = 500.0  # KBS requests a second under one contract
+    contract_burst: float = 2000.0
+    rate_names: int = 4096  # addresses, and contracts, whose requests are counted apart
     refusals_per_minute: int = 30  # log entries a contract and stage; the rest is counted
     stranger_refusals: int = 6  # log entries a minute about requests that no known contract stands behind
     refusal_buckets: int = 32  # of contracts and stages that are counted apart
@@ -45,6 +50,8 @@ class Limits:
     clock_jump: float = 600.0  # by how much the clock may run ahead of the time since the machine's start
     clock_gap: float = 2_592_000.0  # by how much the clock may be ahead of the log's newest entry at start
     gap_notice: float = 86_400.0  # so long nothing expires after a start with a wider gap
+    database_seconds: float = 10.0  # to reach a shared database, to get a lock in it, to find out what it committed
+    turn_seconds: float = 5.0  # a turn in which the database hears nothing for so long is over: others go on
     notices_interval: float = 30.0  # between rounds of telling and asking about revocations while the log rests
 
 
@@ -53,7 +60,8 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Settings:
-    """One broker process. ``home`` holds vault, card, state, log and admin socket, and belongs to its user alone."""
+    """One broker process. ``home`` holds vault, card and admin socket, and state and log unless replicas share a
+    database. It belongs to its user alone."""
 
     home: Path
     host: str = "127.0.0.1"
@@ -62,6 +70,14 @@ class Settings:
     # What keeps the KEKs. It comes from whoever starts the broker: the vault's own file only has to agree.
     vault_driver: DriverConfig = field(default_factory=DriverConfig)
     limits: Limits = field(default=LIMITS)
+    # A file with the URL of the PostgreSQL that replicas share. None: state and log lie in the home.
+    database: Path | None = None
+    # Seconds for which collateral counts after its own end, where the owner would rather bridge a vendor's outage.
+    collateral_grace: int = 0
+    # Whether to ask the vendors for collateral, in the background. Nothing is fetched unless the owner wants it.
+    fetch_collateral: bool = False
+    # A file that pins verifiers whose results this broker takes. None: nobody's but its own.
+    external_verifiers: Path | None = None
 
     @property
     def vault(self) -> Path:
@@ -74,6 +90,10 @@ class Settings:
     @property
     def state(self) -> Path:
         return self.home / "state.db"
+
+    @property
+    def collateral(self) -> Path:
+        return self.home / "collateral"
 
     @property
     def log(self) -> Path:

@@ -11,13 +11,19 @@ import typer
 from .. import __version__
 from ..errors import CloisterError, Internal, Misuse
 from . import bundle, machine, seal
+from .attester import attester
+from .collateral import collateral
 from .contract import contract
+from .evidence import evidence
 from .job import job
 from .key import key
 from .logs import audit
+from .measurement import measurement
 from .model import model
 from .org import org, team
+from .policy import policy
 from .recipe import recipe
+from .reference_values import reference_values
 from .terminal import fail, note
 
 __all__ = ["app", "main"]
@@ -43,6 +49,10 @@ def _make() -> typer.Typer:
         made.add_typer(group, name=name)
     bundle.register(made)
     for name, group in (("audit", audit), ("key", key), ("model", model), ("recipe", recipe)):
+        made.add_typer(group, name=name)
+    for name, group in (("policy", policy), ("measurement", measurement), ("reference-values", reference_values)):
+        made.add_typer(group, name=name)
+    for name, group in (("attester", attester), ("collateral", collateral), ("evidence", evidence)):
         made.add_typer(group, name=name)
     return made
 

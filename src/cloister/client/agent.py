@@ -176,6 +176,31 @@ class OwnerAgent:
             raise Malformed("broker.answer", "The broker's answer lacks the revocation; update the client.")
         return _envelope(text), answer
 
+    # --- policy and measurements -----------------------------------------------------------------------------------
+
+    def policy(self) -> dict[str, Any]:
+        """The party's appraisal policy and its digest."""
+        return dict(self._get("/v1/policy"))
+
+    def set_policy(self, policy: str) -> dict[str, Any]:
+        return dict(self._post("/v1/policy", {"policy": policy}))
+
+    def measurements(self) -> dict[str, Any]:
+        """The release key and the newest release, approvals by contract, and what is revoked."""
+        return dict(self._get("/v1/measurements"))
+
+    def trust_release_key(self, key: str) -> dict[str, Any]:
+        return dict(self._post("/v1/measurements/trust", {"key": key}))
+
+    def approve_release(self, release: str, contracts: list[str]) -> dict[str, Any]:
+        """All of these contracts or none; the answer says which other parties could be told."""
+        return dict(self._post("/v1/measurements/approve", {"contracts": contracts, "release": release}))
+
+    def revoke_measurement(self, measurement: str, reason: str) -> dict[str, Any]:
+        return dict(self._post("/v1/measurements/revoke", {"measurement": measurement, "reason": reason}))
+
+    # --- jobs ------------------------------------------------------------------------------------------------------
+
     def sign_job(self, contract: Envelope, recipe: Recipe, output: str) -> Envelope:
         body = {"contract": _text(contract), "output": output, "recipe": recipe.to_document()}
         return _envelope(self._document("/v1/jobs/sign", body, "job"))
@@ -189,6 +214,20 @@ class OwnerAgent:
         """The data key of an output that this party receives; the broker checks every owner's permit and logs first."""
         f = Fields(self._post("/v1/outputs/open", record), "broker's answer")
         return f.base64("dek", limit=64)
+
+    # --- the TPMs of nodes -----------------------------------------------------------------------------------------
+
+    def attesters(self) -> list[dict[str, Any]]:
+        return list(self._get("/v1/attesters")["attesters"])
+
+    def enrol_attester(self, request: dict[str, Any]) -> dict[str, Any]:
+        return dict(self._post("/v1/attesters/enrol", {"request": request}))
+
+    def admit_attester(self, handle: str, proof: str) -> dict[str, Any]:
+        return dict(self._post("/v1/attesters/admit", {"id": handle, "proof": proof}))
+
+    def remove_attester(self, ak_name: str) -> dict[str, Any]:
+        return dict(self._post("/v1/attesters/remove", {"ak_name": ak_name}))
 
     # --- the audit log ---------------------------------------------------------------------------------------------
 

@@ -13,6 +13,15 @@ from .agreements import (
     show_contract,
     sign_contract,
 )
+from .approvals import (
+    approve_release,
+    list_measurements,
+    releases_to_approve,
+    revoke_measurement,
+    trust_release_key,
+)
+from .attesters import admit_attester, enrol_attester, list_attesters, remove_attester
+from .changes import image_manifest, image_measurement, show_changes
 from .convert import convert_llama2c
 from .drafting import new_contract
 from .installation import platform_matches, this_node
@@ -38,57 +47,85 @@ from .keys import (
 )
 from .logs import show_log, verify_log
 from .parties import create_party, list_parties, parse_card, publish, trust, unlock, vault_choice
+from .policies import check_policy, explain_policy, set_policy, show_policy
+from .publishing import create_secret_key, key_fingerprint, make_release, read_secret_key, show_release, write_file
 from .pulling import pull
 from .recovery import restore_secret_root
 from .reencrypt import reencrypt
+from .reference_values import Guest, compute_reference_values, read_reference_values, sign_reference_values
 from .sealing import seal, upload_again
 from .startup import down, run_in_foreground, up
 from .verify import verify_bundle
 
 __all__ = [
+    "Guest",
+    "admit_attester",
+    "approve_release",
     "cancel_job",
     "cancel_reencryption",
+    "check_policy",
     "check_recipe",
+    "compute_reference_values",
     "contract_to_revoke",
     "contract_to_sign",
     "convert_llama2c",
     "create_party",
+    "create_secret_key",
     "down",
+    "enrol_attester",
+    "explain_policy",
     "find_contract",
     "find_job",
     "find_orphans",
     "follow",
     "hold",
+    "image_manifest",
+    "image_measurement",
+    "key_fingerprint",
     "key_usage",
+    "list_attesters",
     "list_contracts",
     "list_jobs",
     "list_keys",
+    "list_measurements",
     "list_parties",
+    "make_release",
     "needs_passphrase",
     "new_contract",
     "parse_card",
     "platform_matches",
     "publish",
     "pull",
+    "read_reference_values",
+    "read_secret_key",
     "reencrypt",
     "rekey",
+    "releases_to_approve",
+    "remove_attester",
     "restore_secret_root",
     "retain",
     "revoke_contract",
+    "revoke_measurement",
     "rotate_kek",
     "run_in_foreground",
     "schedule_rotation",
     "seal",
+    "set_policy",
+    "show_changes",
     "show_contract",
     "show_log",
+    "show_policy",
+    "show_release",
     "shred",
     "shred_checkpoints",
     "sign_contract",
+    "sign_reference_values",
     "split_secret_root",
     "submit",
     "sweep_orphans",
     "this_node",
     "trust",
+    "trust_release_key",
     "unhold",
     "unlock",
     "up",
@@ -98,4 +135,5 @@ __all__ = [
     "verify_log",
     "versions_to_shred",
     "was_split",
+    "write_file",
 ]

@@ -9,12 +9,14 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
-from ..crypto import SigningKey, sha256
+from ..crypto import SigningKey, parse_json, sha256
 from ..errors import CloisterError, Misuse
 from .agent import Agent
 from .attester import TpmAttester
 from .control_link import ControlLink
+from .enrolment import prove_document, request_document
 from .launcher import Launcher, image_measurement
 from .measure import TreeEntry, tree_digest
 from .uids import allocate_uid
@@ -29,11 +31,22 @@ def main() -> int:
     os.umask(0o077)
     parser = argparse.ArgumentParser(prog="python -m cloister.node")
     parser.add_argument("--home", type=Path, required=True)
-    parser.add_argument("--control", required=True)
-    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--control")
+    parser.add_argument("--image", type=Path)
     parser.add_argument("--tpm", default="swtpm", help="swtpm, or a TCTI such as device:/dev/tpmrm0")
+    parser.add_argument("--enrolment", action="store_true", help="print the TPM's enrolment request, and end")
+    parser.add_argument("--prove", type=Path, metavar="FILE", help="print the proof for an owner's challenge, and end")
     options = parser.parse_args()
     try:
+        state = options.home.absolute() / "tpm"
+        if options.enrolment:
+            print(json.dumps(request_document(options.tpm, state)), flush=True)
+            return 0
+        if options.prove is not None:
+            print(json.dumps(prove_document(options.tpm, state, _read_challenge(options.prove))), flush=True)
+            return 0
+        if options.control is None or options.image is None:
+            raise Misuse("node.arguments", "Give --control and --image, or one of --enrolment and --prove.")
         _serve(options.home.absolute(), options.control, options.image.absolute(), options.tpm)
     except CloisterError as fault:
         print(json.dumps({"error": fault.to_wire(), "ready": False}), flush=True)
@@ -49,7 +62,7 @@ def _serve(home: Path, control: str, image: Path, tpm: str) -> None:
         claims = {
             "agent": agent_measurement.hex(),
             "attester": attester.attester_id,
-            "hardware": _SOFTWARE_TPM if tpm == "swtpm" else "TPM with an unverified endorsement key: level none",
+            "hardware": _SOFTWARE_TPM if tpm == "swtpm" else "TPM: its level is what each owner enrolled it for",
             "level": "none",
             "measurement": image_measurement(image).hex(),
         }
@@ -75,6 +88,13 @@ def _own_measurement() -> bytes:
 def _stop(stop: threading.Event) -> None:
     stop.set()
     raise SystemExit(0)  # out of a long poll or a running job; sandboxes die with this process
+
+
+def _read_challenge(path: Path) -> Any:
+    try:
+        return parse_json(path.read_bytes()[: 64 * 1024])
+    except OSError as error:
+        raise Misuse("node.challenge", f"The challenge can't be read: {error.strerror}.") from None
 
 
 def _read_key() -> SigningKey:

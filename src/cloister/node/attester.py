@@ -20,8 +20,9 @@ from ..attestation.bootlog import MAX_LOG, check_replay, encode_log, parse_log
 from ..attestation.events import PCR_START, Journal, event_digest
 from ..attestation.models import Evidence
 from ..attestation.tpm import BOOT_PCRS, EVENT_PCR, MAX_BOOT_LOG, QUOTED_PCRS
-from ..attestation.tpm.enrolment import Challenge, EnrolmentRequest, answer
+from ..attestation.tpm.enrolment import Challenge, EnrolmentRequest
 from ..errors import CloisterError, Malformed, Unavailable, Untrusted
+from .enrolment import ask, prove
 from .swtpm import SoftwareTpm
 from .tpm import Identity, Tpm
 
@@ -144,15 +145,13 @@ class TpmAttester:
         maker's."""
         with self._lock:
             self._check_usable()
-            ek_public, certificate = self._tpm.endorsement()
-        return EnrolmentRequest(self._identity.ak_public, ek_public, certificate)
+            return ask(self._tpm, self._identity)
 
     def prove(self, request: EnrolmentRequest, challenge: Challenge) -> bytes:
         """The proof (32 bytes) that answers an owner's challenge; Untrusted if that isn't for this TPM and key."""
         with self._lock:
             self._check_usable()
-            secret = self._tpm.activate(request.ek_public, challenge.credential)
-        return answer(request, secret)
+            return prove(self._tpm, request, challenge)
 
     def retire(self, instance: bytes) -> None:
         """The sandbox ended: no more evidence for it. Its event stays in the log."""

@@ -41,6 +41,27 @@ _STDLIB = f"usr/lib/python{sys.version_info.major}.{sys.version_info.minor}"
 _MOUNT_POINTS = ("proc", "dev", "tmp", "job", "assets", "out", "run")
 _LINKS = {"lib": "usr/lib", "lib64": "usr/lib", "bin": "usr/bin", "usr/lib64": "lib"}
 _TRUSTED = ("crypto", "sealed", "audit", "contracts", "attestation", "workload")
+# What only owners and nodes run: verifiers of evidence, stores, recovery of vaults. The workload imports none of it, so
+# it is not part of what everybody has to trust; a new module is in the image unless it is named here.
+_WITHOUT = (
+    *(f"attestation/{name}" for name in ("bootlog", "insecure", "nvidia", "snp", "tdx", "tpm")),
+    *(
+        f"attestation/{name}.py"
+        for name in ("collateral", "composite", "corim", "events", "external", "firmware", "reader", "registry")
+    ),
+    "audit/database_store.py",
+    "audit/rows.py",
+    "contracts/releases.py",
+    "contracts/requests.py",
+    *(
+        f"crypto/{name}.py"
+        for name in (
+            *("canonical_xml", "cbor", "certificates", "cose", "ecdh", "jws", "ocsp", "pem", "shamir", "slip39"),
+            *("slip39_words", "tpm_credential", "x509", "xmldsig"),
+        )
+    ),
+    "sealed/stores",
+)
 _STDLIB_WITHOUT = frozenset(
     {"__pycache__", "dist-packages", "site-packages", "test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip"}
     | {"lib2to3", "venv", "curses", "dbm", "sqlite3", "pydoc_data"}
@@ -133,7 +154,8 @@ def _trusted_files() -> Iterator[tuple[str, Path]]:
     below = (p for name in _TRUSTED for p in (package / name).rglob("*") if p.is_file())
     for path in sorted((*top, *below)):
         relative = path.relative_to(package)
-        if path.suffix in (".py", ".typed", ".json", ".pem") and relative.parts[:2] != ("attestation", "insecure"):
+        wanted = relative.as_posix() not in _WITHOUT and "/".join(relative.parts[:2]) not in _WITHOUT
+        if wanted and path.suffix in (".py", ".typed", ".json", ".pem"):
             yield f"{LIBRARY[1:]}/cloister/{relative}", path
 
 

@@ -32,6 +32,8 @@ SIZES: Final[dict[str, int]] = {"sha1": 20, "sha256": 32, "sha384": 48, "sha512"
 """The banks that can be replayed, with the bytes of a digest."""
 _NAMES: Final[dict[int, str]] = {0x0004: "sha1", 0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
 _MAX_INDEX: Final[dict[str, int]] = {"pcr": 23, "rtmr": 4}
+# EDK2's firmware for trust domains names register 1 in the header of a CCEL log, other firmware 0. It only informs.
+_HEADER_INDICES: Final[dict[str, tuple[int, ...]]] = {"pcr": (0,), "rtmr": (0, 1)}
 
 # PFP §10.4.1, table 27
 EV_NO_ACTION: Final = 0x00000003
@@ -73,13 +75,15 @@ class BootEvent:
 
 @dataclass(frozen=True)
 class BootLog:
-    """A whole log. ``header``: the data of the event that names the banks, empty in a log with SHA-1 alone."""
+    """A whole log. ``header``: the data of the event that names the banks, empty in a log with SHA-1 alone;
+    ``header_index``: the register that this event names. ``padding``: the unused rest of a CCEL log's memory."""
 
     registers: Registers
     algorithms: tuple[str, ...]
     events: tuple[BootEvent, ...]
     header: bytes = b""
     padding: bytes = field(default=b"", repr=False)
+    header_index: int = 0
 
     def trimmed(self, indices: Collection[int]) -> BootLog:
         """Without the events of other registers, and without data that no digest covers: what a verifier needs.
@@ -117,9 +121,9 @@ def parse_log(data: bytes, registers: Registers = "pcr") -> BootLog:
         raise _bad("is empty")
     first, at = _sha1_event(data, 0, registers)
     if first.kind == EV_NO_ACTION and first.data.startswith(_SIGNATURE):
-        if first.index != 0 or first.digests["sha1"] != _NO_DIGEST:
+        if first.index not in _HEADER_INDICES[registers] or first.digests["sha1"] != _NO_DIGEST:
             raise _bad("has a header with a register or a digest")
-        return _agile(data, at, first.data, registers)
+        return replace(_agile(data, at, first.data, registers), header_index=first.index)
     if registers == "rtmr":
         raise _bad("of confidential computing does not name its banks")
     events = [first]
@@ -177,16 +181,15 @@ def _banks(header: bytes) -> dict[int, tuple[str, int]]:
 def _agile(data: bytes, at: int, header: bytes, registers: Registers) -> BootLog:
     banks = _banks(header)
     events: list[BootEvent] = []
-    padding = b""
-    while at < len(data):
-        if registers == "rtmr" and data[at : at + 8] in (b"\xff" * 8, bytes(8)):
-            padding = data[at:]
-            if padding.count(padding[:1]) != len(padding):
-                raise _bad("has bytes in its unused rest")
-            break
+    # An event may end with the same byte as the rest that follows, so the rest begins only where no event does. It is
+    # looked for once: after every event would be quadratic.
+    unused = min(len(data.rstrip(b"\xff")), len(data.rstrip(b"\0"))) if registers == "rtmr" else len(data)
+    while at < unused:
+        if registers == "rtmr" and data[at : at + 8] == bytes(8):
+            raise _bad("has bytes in its unused rest")
         event, at = _agile_event(data, at, banks, registers)
         _append(events, event)
-    return BootLog(registers, tuple(name for name, _ in banks.values()), tuple(events), header, padding)
+    return BootLog(registers, tuple(name for name, _ in banks.values()), tuple(events), header, data[at:])
 
 
 def _agile_event(
@@ -224,7 +227,7 @@ def encode_log(log: BootLog) -> bytes:
             out += _HEADER.pack(event.index, event.kind, event.digests["sha1"], len(event.data)) + event.data
         return bytes(out)
     numbers = {name: number for number, (name, _) in _banks(log.header).items()}
-    out += _HEADER.pack(0, EV_NO_ACTION, _NO_DIGEST, len(log.header)) + log.header
+    out += _HEADER.pack(log.header_index, EV_NO_ACTION, _NO_DIGEST, len(log.header)) + log.header
     for event in log.events:
         out += _FIRST.pack(event.index, event.kind, len(event.digests))
         for name, digest in event.digests.items():

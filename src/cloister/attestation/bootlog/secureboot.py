@@ -8,7 +8,10 @@ whatever type is claimed for it: who runs later could else hide a separator, and
 RTMR 0 is weaker than PCR 7: firmware measures into it, before the separator, also what the host gives it (tables,
 blobs), and a host could give it the very bytes of a variable. The variable SecureBoot has three values, so three
 digests, and two of them in one register are refused: a host can't replace what the firmware itself measured. It could
-add other variables, so an RTMR shows no lists of keys.
+add other variables, and events that name signers, so an RTMR shows no lists of keys.
+
+Firmware of trust domains measures a second separator into RTMR 0 when it is ready to boot. What counts as firmware's is
+what stands before the first, and no separator can be hidden, so a second one lets nobody pass anything off there.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ _VARIABLES: Final = {
     (SECURITY_DATABASE, "db"): "db",
     (SECURITY_DATABASE, "dbx"): "dbx",
 }
+_SIGNER: Final = (SECURITY_DATABASE, "db")  # whom firmware lets start something: it is an entry of db (PFP §3.3.4.8)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def secure_boot(log: BootLog, algorithm: str) -> SecureBoot:
         if digest in alarms:
             raise _untrusted("the firmware announced an error, or that a debugger was attached")
         if digest in separators:
-            if seen.separator:
+            if seen.separator and log.registers == "pcr":
                 raise _untrusted("there are two separators")
             seen.separator = True
         elif digest == no_dma:
@@ -130,9 +134,10 @@ def _event(seen: _Seen, event: BootEvent, algorithm: str, registers: str) -> Non
     elif event.kind == form.EV_EFI_VARIABLE_AUTHORITY:
         # Some versions of shim give one byte more than they hash.
         shorter = BootEvent(event.index, event.kind, event.digests, event.data[:-1])
-        if not event.believed(algorithm) and not shorter.believed(algorithm):
+        measured = next((e.data for e in (event, shorter) if e.believed(algorithm)), None)
+        if measured is None:
             raise _untrusted("an event that names a signer has data that was not measured")
-        seen.authorities += 1
+        seen.authorities += _names_signer(measured)
     elif event.kind in (form.EV_EFI_SPDM_DEVICE_POLICY, form.EV_EFI_SPDM_DEVICE_AUTHORITY):
         # Which devices may be used (PFP 1.06): nothing about what was started, so it only has to be what was measured.
         if not event.believed(algorithm):
@@ -140,6 +145,16 @@ def _event(seen: _Seen, event: BootEvent, algorithm: str, registers: str) -> Non
     elif registers == "pcr":
         raise _untrusted("there is an event of a kind that doesn't belong there")
     # An RTMR 0 also holds what a TPM keeps in PCR 1. None of it is believed, and none can stand for a variable.
+
+
+def _names_signer(data: bytes) -> bool:
+    """Whether it is an entry of db. Types aren't signed: a variable that is shown under this one names nobody. That db
+    itself isn't, ``_state`` sees: it would then be missing among the variables."""
+    try:
+        variable = parse_variable(data)
+    except Malformed:
+        return False  # shim's own events have other forms; the firmware had checked shim before
+    return (variable.vendor, variable.name) == _SIGNER
 
 
 def _variable(seen: _Seen, event: BootEvent, algorithm: str) -> None:
@@ -171,7 +186,8 @@ def _state(seen: _Seen) -> SecureBoot:
     # An empty value is measured where the variable doesn't exist (PFP §3.3.4.8): then secure boot can't be on.
     enabled = None if flag is None else flag == b"\1"
     if enabled:
-        if not all(values.get(name) for name in ("pk", "kek", "db")):
+        # dbx may be empty, but firmware measures all five (PFP §3.3.4.8): one that is missing is shown as something else.
+        if not all(values.get(name) for name in ("pk", "kek", "db")) or "dbx" not in values:
             raise _untrusted("it is on, but without the keys that it needs")
         if not seen.authorities:
             raise _untrusted("it is on, but nobody's signature was checked")

@@ -17,7 +17,11 @@ from ...errors import Malformed, Untrusted
 from .products import product_of_name
 from .roots import intermediate_name, root_name
 
-__all__ = ["Leaf", "attester_id", "check_chain", "check_revocation", "read_amd", "read_leaf", "role_of"]
+__all__ = ["LEEWAY", "Leaf", "attester_id", "check_chain", "check_revocation", "read_amd", "read_leaf", "role_of"]
+
+LEEWAY: Final = 300
+"""Seconds that a revocation list, or what was fetched or imported, may seem to come from the future: AMD's clock, or that
+of whoever fetched it, may be a little ahead of the broker's. Certificates have none; AMD dates them far back."""
 
 _AMD: Final = "1.3.6.1.4.1.3704.1."
 _STRUCT_VERSION, _PRODUCT_NAME, _HWID, _CSP_ID = _AMD + "1", _AMD + "2", _AMD + "4", _AMD + "5"
@@ -130,13 +134,15 @@ def check_revocation(
     """Whether the ARK's revocation lists were looked at; returns only if none of them names the ASK or ASVK.
 
     ``chain`` must have been checked. Only the ARK issues lists: VCEKs all have the serial number 0, and go out of use
-    with their TCB. ``grace``: seconds for which a list is still good after its end. Raises Untrusted.
+    with their TCB. ``grace``: seconds for which a list is still good after its end; before its beginning it is good for
+    ``LEEWAY`` seconds. Raises Untrusted.
     """
     intermediate, root = chain
     own = [crl for crl in crls if crl.issuer == root.subject]
     for crl in own:
-        late = crl.next_update <= now < crl.next_update + grace
-        verify_crl(crl, root, now=crl.next_update - 1 if late else now)
+        # Within leeway and grace the list is judged at the nearest moment of its own time.
+        within = crl.this_update - LEEWAY <= now < crl.next_update + grace
+        verify_crl(crl, root, now=max(crl.this_update, min(now, crl.next_update - 1)) if within else now)
         if crl.revoked(intermediate.serial) or crl.revoked(root.serial):
             raise Untrusted("x509.revoked", "AMD revoked the authority that certified this SEV-SNP key.")
     if required and not own:

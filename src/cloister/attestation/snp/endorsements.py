@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ...crypto.x509 import Certificate, Crl, read_certificates, read_crl
 from ...errors import Malformed, Unavailable, Untrusted
 from ..collateral import Collateral, Item, Staleness
-from .certs import Leaf, read_amd, read_leaf, role_of
+from .certs import LEEWAY, Leaf, read_amd, read_leaf, role_of
 from .products import product_of_cpuid
 from .report import Report
 
@@ -105,9 +105,8 @@ def _crls(name: str, collateral: Collateral, staleness: Staleness, now: int) -> 
     if item is None:
         return ()
     crl = read_crl(item.data)
-    staleness.check(
-        "revocation list of AMD", begins=crl.this_update, ends=crl.next_update, obtained=item.obtained, now=now
-    )
+    begins, obtained = crl.this_update - LEEWAY, item.obtained - LEEWAY
+    staleness.check("revocation list of AMD", begins=begins, ends=crl.next_update, obtained=obtained, now=now)
     return (crl,)
 
 
@@ -123,4 +122,4 @@ def _must(collateral: Collateral, kind: str, name: str) -> Item:
 def _fresh(staleness: Staleness, found: Sequence[Certificate], item: Item, now: int) -> None:
     """Certificates say themselves how long they are good, and get no grace: ``verify_chain`` checks them again."""
     begins, ends = max(c.not_before for c in found), min(c.not_after for c in found)
-    staleness.check("certificate of AMD", begins=begins, ends=ends + 1, obtained=item.obtained, now=now)
+    staleness.check("certificate of AMD", begins=begins, ends=ends + 1, obtained=item.obtained - LEEWAY, now=now)

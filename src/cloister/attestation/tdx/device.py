@@ -127,6 +127,8 @@ def _state(evaluation: Evaluation | None) -> dict[str, Fact]:
     facts: dict[str, Fact] = {
         "advisories": list(evaluation.advisories),
         "tcb_evaluation": evaluation.number,
+        "tcb_evaluation.platform": evaluation.platform_number,
+        "tcb_evaluation.qe": evaluation.enclave_number,
         "tcb_status": evaluation.status,
         "tcb_status.platform": evaluation.platform,
         "tcb_status.qe": evaluation.enclave,
@@ -135,6 +137,8 @@ def _state(evaluation: Evaluation | None) -> dict[str, Fact]:
         facts["tcb_date"] = evaluation.date
     if evaluation.module is not None:
         facts["tcb_status.module"] = evaluation.module
+    if evaluation.running is not None:
+        facts["tcb_status.running"] = evaluation.running
     return facts
 
 

@@ -88,7 +88,8 @@ def judge_quote(
     # 7-8. Intel's documents: signed, in their time, about this TEE and this platform.
     documents = _Documents(collateral, quote.tee, platform, root_crl)
     bodies = documents.verified(now=now, staleness=staleness, roots=roots)
-    enclave = check_enclave(read_identity(bodies["enclaveIdentity"]), quote.tee, quote.qe_report)
+    identity = read_identity(bodies["enclaveIdentity"])
+    enclave = check_enclave(identity, quote.tee, quote.qe_report)
     info = read_tcb_info(bodies["tcbInfo"])
     _check_same_platform(info, quote, platform)
     # 9. The TDX module is Intel's.
@@ -96,7 +97,14 @@ def judge_quote(
     if report is not None:
         check_module(info, report)
     # 10. The state of all of it together.
-    evaluation = evaluate(info, components=platform.components, pcesvn=platform.pcesvn, report=report, enclave=enclave)
+    evaluation = evaluate(
+        info,
+        components=platform.components,
+        pcesvn=platform.pcesvn,
+        report=report,
+        enclave=enclave,
+        enclave_number=identity.evaluation,
+    )
     if evaluation.status == REVOKED:
         # Not a matter of policy: the keys of such a platform may be known, and then its signatures prove nothing.
         raise Untrusted("tdx.tcb-revoked", "Intel revoked the state that this platform is in; update its firmware.")

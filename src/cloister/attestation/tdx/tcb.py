@@ -28,9 +28,12 @@ _CONFIG, _CONFIG_SW = "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"
 _OUT_OF_DATE_CONFIG: Final = "OutOfDateConfigurationNeeded"
 _RELAUNCH, _RELAUNCH_CONFIG = "TDRelaunchAdvised", "TDRelaunchAdvisedConfigurationNeeded"
 _CURRENT: Final = (_UP_TO_DATE, _SW, _CONFIG, _CONFIG_SW)
+_CONFIGURE: Final = (_CONFIG, _CONFIG_SW, _OUT_OF_DATE_CONFIG)
+_HARDEN: Final = (_SW, _CONFIG_SW)
 _OUTDATED: Final = (_OUT_OF_DATE, _OUT_OF_DATE_CONFIG)
 _PLATFORM: Final = (*_CURRENT, *_OUTDATED, REVOKED)
-_COMPONENT: Final = (_UP_TO_DATE, _OUT_OF_DATE, REVOKED)
+# Intel's own verifier reads these two more for quoting enclaves.
+_COMPONENT: Final = (_UP_TO_DATE, _CONFIG, *_OUTDATED, REVOKED)
 _MAX_LEVELS, _MAX_MODULES, _MAX_ADVISORIES = 256, 32, 256
 _ADVISORY = re.compile(r"[A-Za-z0-9-]{1,40}")
 _MODULE = re.compile(r"[Tt][Dd][Xx]_([0-9a-fA-F]{2})")
@@ -77,8 +80,9 @@ class TcbInfo:
 class Evaluation:
     """What all of it comes to. ``status`` is the converged one, ``date`` the oldest of the levels that took part.
 
-    ``platform``, ``module`` (None where there is none to judge) and ``enclave`` are the statuses that it came from;
-    ``number`` is Intel's for the round of evaluation that the document belongs to.
+    ``platform``, ``module`` (None where there is none to judge) and ``enclave`` are the statuses that it came from.
+    ``running``: the converged status of what runs now, where the report tells it apart from what was launched.
+    ``platform_number``, ``enclave_number``: Intel's, for the rounds of evaluation of TCB info and enclave's identity.
     """
 
     status: str
@@ -87,7 +91,14 @@ class Evaluation:
     platform: str
     module: str | None
     enclave: str
-    number: int
+    platform_number: int
+    enclave_number: int
+    running: str | None = None
+
+    @property
+    def number(self) -> int:
+        """The older round: what it knew nothing of, the evaluation as a whole doesn't know."""
+        return min(self.platform_number, self.enclave_number)
 
 
 def read_tcb_info(body: dict[str, Any]) -> TcbInfo:
@@ -149,7 +160,7 @@ def _advisory(value: Any) -> str:
 
 
 def read_component_levels(fields: Fields) -> tuple[Level, ...]:
-    """The levels of an enclave's or a TDX module's identity: by ISVSVN, of three states."""
+    """The levels of an enclave's or a TDX module's identity: by ISVSVN; none of them speaks of hardening."""
 
     def read(value: Any) -> Level:
         level = Fields(value, "TCB level")
@@ -182,14 +193,18 @@ def _modules(fields: Fields) -> dict[int, Module]:
 
 
 def check_module(info: TcbInfo, report: TdReport) -> None:
-    """The TDX module that made the report is Intel's, in a production form. Raises Untrusted ``tdx.module``."""
-    module = _module_of(info, report.tee_tcb_svn)
-    if module is None:
-        raise Untrusted("tdx.module", "Intel's TCB info does not know this major version of the TDX module.")
-    masked = bytes(a & b for a, b in zip(report.seam_attributes, module.mask, strict=True))
-    # SEAMATTRIBUTES must be zero (TDX module ABI); a mask can only tell which bits Intel looks at.
-    if report.mr_signer_seam != module.mr_signer or masked != module.attributes or any(report.seam_attributes):
-        raise Untrusted("tdx.module", "The trust domain was not reported by a production TDX module of Intel's.")
+    """The TDX module that made the report is Intel's, in a production form: the one that the domain began on, and the
+    one that runs now. Raises Untrusted ``tdx.module``."""
+    for svn in (report.tee_tcb_svn, report.tee_tcb_svn2):
+        if svn is None:
+            continue
+        module = _module_of(info, svn)
+        if module is None:
+            raise Untrusted("tdx.module", "Intel's TCB info does not know this major version of the TDX module.")
+        masked = bytes(a & b for a, b in zip(report.seam_attributes, module.mask, strict=True))
+        # SEAMATTRIBUTES must be zero (TDX module ABI); a mask can only tell which bits Intel looks at.
+        if report.mr_signer_seam != module.mr_signer or masked != module.attributes or any(report.seam_attributes):
+            raise Untrusted("tdx.module", "The trust domain was not reported by a production TDX module of Intel's.")
 
 
 def _module_of(info: TcbInfo, tee_tcb_svn: bytes) -> Module | None:
@@ -197,48 +212,66 @@ def _module_of(info: TcbInfo, tee_tcb_svn: bytes) -> Module | None:
     return info.modules.get(tee_tcb_svn[1]) if tee_tcb_svn[1] else info.module
 
 
-def evaluate(info: TcbInfo, *, components: bytes, pcesvn: int, report: TdReport | None, enclave: Level) -> Evaluation:
+def evaluate(
+    info: TcbInfo, *, components: bytes, pcesvn: int, report: TdReport | None, enclave: Level, enclave_number: int
+) -> Evaluation:
     """What Intel says about a platform with these SGX ``components`` (16 bytes) and ``pcesvn``.
 
-    ``report``: the trust domain's, None for SGX. ``enclave``: the level of the quoting enclave. A status is the worst
-    that platform, TDX module and quoting enclave give together, or ``NotSupported`` where one of them has none.
+    ``report``: the trust domain's, None for SGX. ``enclave``: the level of the quoting enclave, ``enclave_number`` its
+    identity's round of evaluation. A status is the worst that platform, TDX module and quoting enclave give together,
+    or ``NotSupported`` where one of them has none.
     """
+
+    def judged(tee_tcb_svn: bytes | None) -> Evaluation:
+        return _evaluate(info, components, pcesvn, tee_tcb_svn, enclave, enclave_number)
+
     if report is None:
-        return _evaluate(info, components, pcesvn, None, enclave)
-    launch = _evaluate(info, components, pcesvn, report.tee_tcb_svn, enclave)
+        return judged(None)
+    launch = judged(report.tee_tcb_svn)
     if report.tee_tcb_svn2 is None:
         return launch
-    # TDX 1.5 can replace its module under a running domain. The first SVN tells where the domain began, the second what
-    # runs now: then a domain that began on something outdated gets to safety by being started again.
-    current = _evaluate(info, components, pcesvn, report.tee_tcb_svn2, enclave)
-    if launch.status in _OUTDATED and current.status in _CURRENT:
-        configure = launch.status == _OUT_OF_DATE_CONFIG or current.status in (_CONFIG, _CONFIG_SW)
-        return replace(launch, status=_RELAUNCH_CONFIG if configure else _RELAUNCH)
-    return launch
+    # TDX 1.5 can replace its module under a running domain: the first SVN tells where the domain began, the second what
+    # runs now. Either can open it, so the worse one counts. Intel's rules ask for the second only where it is better;
+    # but a module that can be replaced can be replaced by a worse one.
+    running = judged(report.tee_tcb_svn2)
+    status = _worst((launch.status, running.status))
+    if launch.status in _OUTDATED and running.status in _CURRENT:
+        # A domain that began on something outdated gets to safety by being started again.
+        configure = launch.status in _CONFIGURE or running.status in _CONFIGURE
+        status = _RELAUNCH_CONFIG if configure else _RELAUNCH
+    modules = [status for status in (launch.module, running.module) if status is not None]
+    return replace(
+        launch,
+        status=status,
+        date=min(launch.date, running.date),
+        advisories=tuple(dict.fromkeys(launch.advisories + running.advisories)),
+        platform=_worst((launch.platform, running.platform)),
+        module=_worst(modules) if modules else None,
+        running=running.status,
+    )
 
 
-def _evaluate(info: TcbInfo, components: bytes, pcesvn: int, tee_tcb_svn: bytes | None, enclave: Level) -> Evaluation:
+def _evaluate(
+    info: TcbInfo, components: bytes, pcesvn: int, tee_tcb_svn: bytes | None, enclave: Level, enclave_number: int
+) -> Evaluation:
     # The levels stand in falling order; the first whose every SVN is reached is the platform's.
     platform = next((level for level in info.levels if _reaches(level, components, pcesvn, tee_tcb_svn)), None)
-    levels = [] if platform is None else [platform]
     module: Level | None = None
     missing = platform is None
     if tee_tcb_svn is not None and tee_tcb_svn[1]:
         identity = info.modules.get(tee_tcb_svn[1])
         module = find_level(() if identity is None else identity.levels, tee_tcb_svn[0])
         missing = missing or module is None
-    levels += [level for level in (module, enclave) if level is not None]
-    status = NOT_SUPPORTED if missing else _converge(levels[0].status, [level.status for level in levels[1:]])
-    if any(level.status == REVOKED for level in levels):
-        status = REVOKED
+    levels = [level for level in (platform, module, enclave) if level is not None]
     return Evaluation(
-        status=status,
+        status=_worst([level.status for level in levels] + [NOT_SUPPORTED] * missing),
         date=min(level.date for level in levels),
         advisories=tuple(dict.fromkeys(a for level in levels for a in level.advisories)),
         platform=NOT_SUPPORTED if platform is None else platform.status,
         module=None if module is None else module.status,
         enclave=enclave.status,
-        number=info.evaluation,
+        platform_number=info.evaluation,
+        enclave_number=enclave_number,
     )
 
 
@@ -261,9 +294,15 @@ def find_level(levels: Iterable[Level], svn: int) -> Level | None:
     return next((level for level in levels if svn >= level.svn), None)
 
 
-def _converge(platform: str, parts: Iterable[str]) -> str:
-    if _OUT_OF_DATE not in parts:
-        return platform
-    if platform in (_UP_TO_DATE, _SW):
-        return _OUT_OF_DATE
-    return _OUT_OF_DATE_CONFIG if platform in (_CONFIG, _CONFIG_SW) else platform
+def _worst(statuses: Iterable[str]) -> str:
+    """What several states come to together: outdated where one is, and to be configured or hardened where one is."""
+    found = set(statuses)
+    for alone in (REVOKED, NOT_SUPPORTED):
+        if alone in found:
+            return alone
+    configure, harden = not found.isdisjoint(_CONFIGURE), not found.isdisjoint(_HARDEN)
+    if not found.isdisjoint(_OUTDATED):
+        return _OUT_OF_DATE_CONFIG if configure else _OUT_OF_DATE
+    if configure:
+        return _CONFIG_SW if harden else _CONFIG
+    return _SW if harden else _UP_TO_DATE
