@@ -35,14 +35,14 @@ python_package() {
 missing_packages() {
   local name family
   family=$(python_package "$1")
-  for name in bubblewrap softhsm2 swtpm swtpm-tools tpm2-tools libtss2-dev libseccomp2 gcc g++ pkg-config "$family-venv" "$family-dev"; do
+  for name in bubblewrap softhsm2 swtpm swtpm-tools tpm2-tools libtss2-dev libseccomp2 postgresql gcc g++ pkg-config "$family-venv" "$family-dev"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || printf '%s ' "$name"
   done
 }
 
 install_system() {
   local missing
-  command -v dpkg-query >/dev/null || fail "this installs on Debian and its relatives; elsewhere install bubblewrap, softhsm2, swtpm, tpm2-tools, libtss2 with headers, libseccomp, gcc, g++ and pkg-config by hand and make $venv from $lock."
+  command -v dpkg-query >/dev/null || fail "this installs on Debian and its relatives; elsewhere install bubblewrap, softhsm2, swtpm, tpm2-tools, libtss2 with headers, libseccomp, PostgreSQL, gcc, g++ and pkg-config by hand and make $venv from $lock."
   missing=$(missing_packages "$(system_python)")
   missing=${missing% }
   [ -n "$missing" ] || return 0

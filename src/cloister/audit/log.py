@@ -1,8 +1,8 @@
 """The append-only audit log of one organization: what is appended is durable and under a signed head, or refused.
 
 Many threads may append at once. They share commits: the first one that finds no commit under way leads and takes
-everything that waits; the others sleep until their entries are settled. One commit syncs the journal, stores what
-became full, signs the new head over durable entries only, stores it, and only then lets the waiting return.
+everything that waits; the others sleep until their entries are settled. Where the log lies, and how a commit makes
+entries durable and signs the head over them, is the store's (``ports``): only then the waiting return.
 """
 
 from __future__ import annotations
@@ -16,26 +16,13 @@ from types import TracebackType
 from ..crypto import Signer
 from ..crypto.merkle import leaf_hash
 from ..errors import CloisterError, Misuse, Unavailable, Untrusted
-from .checkpoint import Checkpoint, sign_checkpoint
-from .files import make_folders, writing
-from .growth import Growth, extend
+from .file_store import FileStore
 from .limits import LIMITS
+from .ports import Head, LogStore, StillSound
 from .receipt import Receipt
-from .recovery import recover
-from .storage import LogFolder
-from .tiles import WIDTH, Edge, TreeReader, encode_bundle, parse_resource
+from .tiles import WIDTH, encode_bundle, parse_resource
 
 __all__ = ["AuditLog"]
-
-
-@dataclass(frozen=True)
-class _Head:
-    """One immutable state of the log. Readers take it once and are never disturbed by commits."""
-
-    tail: tuple[bytes, ...]
-    size: int
-    note: str
-    tree: TreeReader
 
 
 @dataclass(eq=False)
@@ -49,48 +36,21 @@ class _Ticket:
     reason: CloisterError | None = None
 
 
-class _Unsigned(Exception):
-    """The signer refused or is away, as a device that was taken out; its own error is ``reason``."""
-
-    def __init__(self, reason: CloisterError) -> None:
-        super().__init__(reason.code)
-        self.reason = reason
-
-
 class AuditLog:
-    """Use ``create`` once, ``open`` from then on, and close it (it is a context manager)."""
+    """In a folder: use ``create`` once, ``open`` from then on. Elsewhere: give it the store. Close it (it is a context
+    manager)."""
 
-    def __init__(self, folder: LogFolder, origin: str, signer: Signer, growth: Growth) -> None:
-        """Private: ``create`` and ``open`` have checked and stored what is passed here."""
-        self._folder = folder
-        self._origin = origin
-        self._signer = signer
-        self._edge: Edge = growth.edge
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
         self._changed = threading.Condition()
         self._queue: list[_Ticket] = []
         self._busy = False
         self._refusal: str | None = None
-        # Durable in the journal and under no head yet, because the signer was away. It comes before anything else.
-        self._owed: Growth | None = None
-        tree = self._derive(growth)
-        note = sign_checkpoint(Checkpoint(origin, growth.edge.size, tree.root()), signer)
-        self._head = self._store_head(growth, tree, note)
 
     @classmethod
     def create(cls, folder: Path, *, origin: str, signer: Signer) -> AuditLog:
         """A new, empty log in ``folder``, which is made if needed. Misuse("log.exists") if one is there already."""
-        with writing():
-            make_folders(folder.absolute(), Path(folder.absolute().anchor))
-        place = LogFolder.locked(folder)
-        try:
-            if not place.is_pristine():
-                raise Misuse("log.exists", "There is an audit log in that folder already; open it instead.")
-            place.prepare()
-            place.new_journal(0, ())
-            return cls(place, origin, signer, extend(Edge(), (), ()))
-        except BaseException:
-            place.close()
-            raise
+        return cls(FileStore.create(folder, origin=origin, signer=signer))
 
     @classmethod
     def open(cls, folder: Path, *, origin: str, signer: Signer) -> AuditLog:
@@ -99,19 +59,7 @@ class AuditLog:
         Raises Misuse("log.absent"), Unavailable("audit.locked" or "audit.unwritable"), and Untrusted where the disk
         does not hold what was signed (``log.truncated``, ``log.rollback``, ``log.root``, ``note.*``, …).
         """
-        place = LogFolder.existing(folder)
-        try:
-            found = recover(place, origin, signer.public)
-            place.prepare()
-            # What was read may be in the page cache only (a sync may have failed before), so it is written anew.
-            place.new_journal(found.base, found.entries)
-            log = cls(place, origin, signer, found.growth)
-            place.find_stale(found.base, found.growth.edge)
-            place.tidy()
-            return log
-        except BaseException:
-            place.close()
-            raise
+        return cls(FileStore.open(folder, origin=origin, signer=signer))
 
     # Appending.
 
@@ -121,7 +69,8 @@ class AuditLog:
         Raises Misuse for an entry that is empty or over 65,535 bytes, and Unavailable("audit.unwritable") when it
         can't be written: then nothing more is accepted until the log is opened again, and whether this entry is in
         the log is only known then. Where the signer refuses or is away, its own error is raised: the log stays sound,
-        and whether this entry is in it is known after ``settle``.
+        and whether this entry is in it is known after ``settle``. A log in a database stays sound as well, and raises
+        Unavailable("state.*").
         """
         return self.receipt(self.append_many([entry])[0])
 
@@ -150,7 +99,7 @@ class AuditLog:
             while self._busy:
                 self._changed.wait()
             self._refuse_if_broken()
-            if self._owed is not None:
+            if self._store.owing:
                 self._lead()
 
     @property
@@ -159,16 +108,17 @@ class AuditLog:
         return self._refusal is None
 
     def _lead(self) -> None:
-        """Commit what waits. Called with the lock, gives it up while the disk works, has it again at the end."""
+        """Commit what waits. Called with the lock, gives it up while the store works, has it again at the end."""
         self._busy = True
         batch = self._take_batch()
         self._changed.release()
         try:
-            self._commit(tuple(entry for ticket in batch for entry in ticket.entries))
-        except _Unsigned as away:
+            # Only one thread is ever in here (``_busy``).
+            first = self._store.commit(tuple(entry for ticket in batch for entry in ticket.entries))
+        except StillSound as failed:
             self._changed.acquire()
-            self._fail(batch, away.reason)
-            raise away.reason from None
+            self._fail(batch, failed.reason)
+            raise failed.reason from None
         except BaseException:
             self._changed.acquire()
             # Whatever went wrong, disk and memory may disagree now: never go on as if all were well.
@@ -177,10 +127,9 @@ class AuditLog:
             raise
         else:
             self._changed.acquire()
-            first = self._edge.size
-            for ticket in reversed(batch):
-                first -= len(ticket.entries)
+            for ticket in batch:
                 ticket.first = first
+                first += len(ticket.entries)
         finally:
             self._busy = False
             self._changed.notify_all()
@@ -203,44 +152,6 @@ class AuditLog:
         batch, self._queue = self._queue[:count], self._queue[count:]
         return batch
 
-    def _commit(self, entries: tuple[bytes, ...]) -> None:
-        """Only one thread is ever in here (``_busy``)."""
-        self._pay()
-        if not entries:
-            return
-        head = self._head
-        self._folder.tidy()
-        if self._folder.journal.count >= WIDTH:
-            # Full bundles and a stored head cover these entries, so the journal may drop them.
-            self._folder.new_journal(head.size - len(head.tail), head.tail)
-        self._folder.journal.append(entries)
-        self._owed = extend(self._edge, head.tail, entries)
-        self._pay()
-
-    def _pay(self) -> None:
-        """Store and sign what the journal holds beyond the head; may be repeated until the signer answers."""
-        growth = self._owed
-        if growth is None:
-            return
-        tree = self._derive(growth)
-        head = Checkpoint(self._origin, growth.edge.size, tree.root())
-        try:
-            note = sign_checkpoint(head, self._signer)
-        except CloisterError as error:
-            raise _Unsigned(error) from None
-        self._head = self._store_head(growth, tree, note)
-        self._edge, self._owed = growth.edge, None
-
-    def _derive(self, growth: Growth) -> TreeReader:
-        """The entries are durable in the journal: store what derives from them."""
-        self._folder.store_full(growth.tiles, growth.bundles)
-        self._folder.store_partials(growth.edge, growth.tail)
-        return TreeReader(growth.edge, self._folder.full_tile)
-
-    def _store_head(self, growth: Growth, tree: TreeReader, note: str) -> _Head:
-        self._folder.store_checkpoint(note)
-        return _Head(growth.tail, growth.edge.size, note, tree)
-
     def _refuse_if_broken(self) -> None:
         if self._refusal == "audit.closed":
             raise Misuse("audit.closed", "This audit log was closed; open it again.")
@@ -254,34 +165,34 @@ class AuditLog:
 
     @property
     def origin(self) -> str:
-        return self._origin
+        return self._store.origin
 
     @property
     def size(self) -> int:
         """Entries under the newest stored head."""
-        return self._head.size
+        return self._store.head().size
 
     def head(self) -> str:
         """The newest stored signed checkpoint."""
-        return self._head.note
+        return self._store.head().note
 
     def entry(self, index: int) -> bytes:
-        """One entry, checked against the tree; Misuse outside the log, Untrusted if it was changed on disk."""
+        """One entry, checked against the tree; Misuse outside the log, Untrusted if it was changed where it lies."""
         return self.entries(index, index + 1)[0]
 
     def entries(self, start: int, end: int) -> list[bytes]:
         """Entries [start, end), each checked against the tree's leaf hashes."""
-        return _entries(self._folder, self._head, start, end)
+        return self._entries(self._reaching(end), start, end)
 
     def receipt(self, index: int) -> Receipt:
         """The entry with its proof under the newest head."""
-        head = self._head
-        entry = _entries(self._folder, head, index, index + 1)[0]
+        head = self._store.head()
+        entry = self._entries(head, index, index + 1)[0]
         return Receipt(entry, index, head.tree.inclusion(index), head.note)
 
     def prove_consistency(self, old: int, new: int) -> tuple[bytes, ...]:
         """RFC 6962 consistency proof that the first ``new`` entries extend the first ``old``. Misuse outside."""
-        return self._head.tree.consistency(old, new)
+        return self._reaching(new).tree.consistency(old, new)
 
     def resource(self, path: str) -> bytes:
         """What a tlog-tiles server answers for ``checkpoint``, ``tile/…`` and ``tile/entries/…``.
@@ -289,17 +200,31 @@ class AuditLog:
         A partial tile of any width that some head had is cut from what there is now. Malformed for another path,
         Misuse for what the log doesn't have yet.
         """
-        head = self._head
+        head = self._store.head()
         if path == "checkpoint":
             return head.note.encode()
         level, index, width = parse_resource(path)
         if level is None:
             end = index * WIDTH + width
-            return encode_bundle(_entries(self._folder, head, end - width, end))
+            return encode_bundle(self._entries(head, end - width, end))
         hashes = head.tree.tile(level, index)
         if len(hashes) < width:
             raise Misuse("log.tile", "The log has no such tile.")
         return b"".join(hashes[:width])
+
+    def _reaching(self, end: int) -> Head:
+        """A head over the first ``end`` entries, if there is one: what is under a known head needs no newer one."""
+        known = self._store.known_head()
+        return known if end <= known.size else self._store.head()
+
+    def _entries(self, head: Head, start: int, end: int) -> list[bytes]:
+        if not 0 <= start <= end <= head.size:
+            raise Misuse("log.range", "The log has no such entries; ask within its size.")
+        found = self._store.entries(head, start, end)
+        for index, entry in enumerate(found, start):
+            if leaf_hash(entry) != head.tree.tile(0, index // WIDTH)[index % WIDTH]:
+                raise Untrusted("log.entry", "A stored log entry is not the one that was logged.", index=index)
+        return found
 
     def close(self) -> None:
         """Wait for a commit under way, then give the lock back. Closing twice is fine."""
@@ -307,13 +232,8 @@ class AuditLog:
             while self._busy or self._queue:
                 self._changed.wait()
             broken, self._refusal = self._refusal, "audit.closed"
-            if broken == "audit.closed":
-                return
-            try:
-                if not broken and self._owed is None:
-                    self._folder.tidy()
-            finally:
-                self._folder.close()
+            if broken != "audit.closed":
+                self._store.close(sound=not broken)
 
     def __enter__(self) -> AuditLog:
         return self
@@ -329,17 +249,3 @@ def _check(entries: tuple[bytes, ...]) -> None:
         raise Misuse("log.batch", "Append between 1 and 4096 entries of at most 16 MiB in sum at once.")
     if not all(1 <= len(entry) <= LIMITS.entry for entry in entries):
         raise Misuse("log.entry", f"A log entry has between 1 and {LIMITS.entry} bytes; shorten it.")
-
-
-def _entries(folder: LogFolder, head: _Head, start: int, end: int) -> list[bytes]:
-    if not 0 <= start <= end <= head.size:
-        raise Misuse("log.range", "The log has no such entries; ask within its size.")
-    found: list[bytes] = []
-    whole = head.size - len(head.tail)
-    for index in range(start, end):
-        number, place = divmod(index, WIDTH)
-        entry = head.tail[index - whole] if index >= whole else folder.bundle(number)[place]
-        if leaf_hash(entry) != head.tree.tile(0, number)[place]:
-            raise Untrusted("log.entry", "A log entry on disk is not the one that was logged.", index=index)
-        found.append(entry)
-    return found

@@ -1,22 +1,22 @@
-"""The one sequencer of logged changes: announce, log, check the log's proof, apply. And refusals, within bounds.
+"""Logged changes: a decision and its consequence in one turn, with an entry for each. And refusals, within bounds.
 
-A turn holds the broker's only write lock, so what a decision read is still true when its consequence is logged:
-two requests can't both take the last run of a budget.
+What a decision read in a turn is still true when its consequence is logged: two requests can't both take the last run
+of a budget, nor can two replicas. How that is brought about is the sequencer's.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
-from ..audit import AuditLog, Outcome, Receipt, encode_event, event, parse_event, verify_checkpoint
-from ..crypto.merkle import verify_consistency
-from ..errors import CloisterError, Denied, Malformed, Misuse, Unavailable, Untrusted
+from ..attestation.policy import PolicyDenied
+from ..audit import AuditLog, Outcome, Receipt, encode_event, event
+from ..errors import CloisterError, Malformed, Misuse
 from .clock import Clock
 from .config import Limits
 from .refusals import About, Refusals
-from .state import Change, Intent, State
+from .sequence import OwnSequence, Sequencer, reconcile
+from .state import Change, State
 
 __all__ = ["Details", "Ledger", "reconcile"]
 
@@ -29,56 +29,43 @@ class Ledger:
     """Log and state together. ``actor`` is the party; ``log_key`` the public key that its log's heads verify with."""
 
     def __init__(
-        self, state: State, log: AuditLog, clock: Clock, *, actor: str, log_key: bytes, limits: Limits
+        self,
+        state: State,
+        log: AuditLog,
+        clock: Clock,
+        *,
+        actor: str,
+        log_key: bytes,
+        limits: Limits,
+        sequence: Sequencer | None = None,
     ) -> None:
+        """``sequence``: None for a state and a log that nobody else has open."""
         self.state = state
         self.log = log
         self._clock = clock
         self._actor = actor
-        self._log_key = log_key
-        self._lock = threading.Lock()
-        self._broken = False
+        self._sequence = sequence or OwnSequence(state, log, log_key)
         self._refusals = Refusals(limits)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Decide and commit inside this. Raises Unavailable once the log could not be written, and the error of the
-        device that signs its heads while that is away."""
-        with self._lock:
-            if self._broken:
-                # Whether the last entry reached the disk is unknown until the log is opened again.
-                raise Unavailable("audit.unwritable", "The audit log could not be written; mend the disk and restart.")
-            self.log.settle()  # what was logged while the signer went away is told to the state below
-            if self.state.intents():
-                reconcile(self.state, self.log, self._log_key)
-            yield
+    def turn(self) -> AbstractContextManager[None]:
+        """Decide and commit inside this. Raises Unavailable where log or state can't be had, and the error of the
+        device that signs the log's heads while that is away."""
+        return self._sequence.turn()
 
     def commit(self, kind: str, *, target: str, details: Details, changes: Sequence[Change]) -> Receipt:
         """Log an event and make its changes, in that order. Call it within a turn.
 
         When this returns, the entry is durable under a signed head, and its inclusion proof verified with our own log
-        key. When it raises, no table changed; what the log has of it nevertheless is finished in the next turn or at
-        the next start, and what it lacks is forgotten. Raises Misuse for details that no entry can hold; then nothing
-        was announced.
+        key. When it raises, no table changed. Raises Misuse for details that no entry can hold; then nothing was
+        announced.
         """
+
+        def encode(revision: int) -> bytes:
+            return self._encoded(kind, target=target, details={**details, "revision": revision})
+
         # What no entry can hold is refused while nothing is announced; the longest number stands for the revision.
-        self._encoded(kind, target=target, details={**details, "revision": _LONGEST_REVISION})
-        intent = self.state.intend(changes)
-        try:
-            receipt = self.append(kind, target=target, details={**details, "revision": intent.revision})
-        except (Denied, Unavailable):
-            self._broken = not self.log.sound  # else only the signer is away, and the next turn can tell what became
-            raise
-        except BaseException:
-            self._broken = True
-            raise
-        try:
-            head = receipt.verify(self.log.origin, self._log_key)
-        except BaseException:
-            self._broken = True
-            raise
-        self.state.apply(intent, receipt.index, head.size, head.root)
-        return receipt
+        encode(_LONGEST_REVISION)
+        return self._sequence.commit(changes, encode)
 
     def append(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> Receipt:
         """Log an event that changes no state."""
@@ -102,39 +89,6 @@ class Ledger:
         before = self._refusals.admit(about, now=self._clock())
         if before is not None:
             more: dict[str, str | int] = {"code": error.code, "reason": error.message, "suppressed_before": before}
+            if isinstance(error, PolicyDenied):
+                more |= error.log_details()  # for the owner, and for nobody who is refused
             self.append(kind, target=target, details={**details, **more}, outcome="failure")
-
-
-def reconcile(state: State, log: AuditLog, log_key: bytes) -> list[Intent]:
-    """Bring state and log together after a crash; what was finished is returned.
-
-    Raises Untrusted("audit.rollback") if the log lacks what the state has seen of it, Untrusted("state.rollback") if
-    the log has changes that the state doesn't know: an older copy of one of them was put back.
-    """
-    known, size = state.progress(), log.size
-    if size < known.log_size:
-        raise Untrusted("audit.rollback", "The audit log is shorter than the broker's state knows: it was rolled back.")
-    head = verify_checkpoint(log.head(), log.origin, log_key)
-    try:
-        proof = log.prove_consistency(known.log_size, head.size)
-        verify_consistency(known.log_size, head.size, proof, known.log_root, head.root)
-    except Untrusted:
-        raise Untrusted(
-            "audit.rollback", "The audit log is not the one that the broker's state was made with."
-        ) from None
-    pending = {intent.revision: intent for intent in state.intents()}
-    finished: list[Intent] = []
-    for index in range(known.log_size, head.size):
-        revision = parse_event(log.entry(index)).details.get("revision")
-        if revision is None:
-            continue
-        if not isinstance(revision, int) or revision not in pending:
-            raise Untrusted(
-                "state.rollback", "The audit log has changes that the broker's state lacks: an older copy was put back."
-            )
-        intent = pending.pop(revision)
-        state.apply(intent, index, head.size, head.root)
-        finished.append(intent)
-    for intent in pending.values():
-        state.abandon(intent)
-    return finished

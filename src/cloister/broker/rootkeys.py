@@ -70,7 +70,8 @@ class RootKeys:
         it, none of them can be made again. So it is all or none: Denied("asset.held") where a run used what is under a
         legal hold; that refusal is logged. Runs that are under way end: what they hold could go on writing.
         """
-        with self._shredding:
+        # Replicas change a vault one alone: what can't be carried out now must not be announced (``Vault.guard``).
+        with self._vault.guard(), self._shredding:
             with self._ledger.turn():
                 pending = fact(self._ledger, "checkpoints")
                 if pending is not None and self._replaced(pending):
@@ -160,7 +161,7 @@ class RootKeys:
         if not 2 <= threshold <= shares <= 16:
             raise Misuse("recovery.shares", "Of 2 to 16 shares, at least 2 are needed, and no more than there are.")
         details: Details = {"shares": shares, "threshold": threshold}
-        with self._changing:
+        with self._vault.guard(), self._changing:
             with self._ledger.turn():
                 self._commit("vault.split", details, [fact_change("recovery_split", self._clock())])
             made = split_root(self._vault, threshold, shares)
@@ -180,7 +181,7 @@ class RootKeys:
         announced, Denied("vault.passphrase"), and that is logged. Recovery shares open the file no more, and backups
         of before are none any more.
         """
-        with self._changing:
+        with self._vault.guard(), self._changing:
             self._rekeying = True
             try:
                 return self._rekey(credential)

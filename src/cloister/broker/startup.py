@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..audit import AuditLog
 from ..contracts import Card, read_card
 from ..crypto import Argon2Params, Envelope
 from ..errors import Malformed, Misuse, Untrusted
 from ..fields import party_name
 from ..keys import Vault, create_vault, open_vault, provision_party
 from .clock import Clock
-from .config import Settings
-from .ledger import Ledger, reconcile
+from .config import Limits, Settings
+from .ledger import Ledger
 from .party import OwnKeys, first_card
+from .record import Place, Record, place_of
 from .state import Change, Intent, State
 
 __all__ = ["Opened", "create_home", "open_home"]
@@ -21,17 +21,23 @@ __all__ = ["Opened", "create_home", "open_home"]
 
 @dataclass(frozen=True)
 class Opened:
-    """What lies in a broker's home, opened and checked against itself. ``recovered``: what a crash left half-done."""
+    """A broker's home and record, opened and checked against each other. ``recovered``: what a crash left half-done."""
 
     vault: Vault
-    state: State
-    log: AuditLog
+    record: Record
     card: Card
     recovered: list[Intent]
 
+    def ledger(self, clock: Clock, limits: Limits) -> Ledger:
+        """The one way to change the record."""
+        record, log_key = self.record, OwnKeys(self.vault).receipt.public
+        return Ledger(
+            record.state, record.log, clock,
+            actor=self.card.name, log_key=log_key, limits=limits, sequence=record.sequence,
+        )  # fmt: skip
+
     def close(self) -> None:
-        self.log.close()
-        self.state.close()
+        self.record.close()
         self.vault.close()
 
 
@@ -46,8 +52,27 @@ def create_home(
 ) -> None:
     """A new party in an empty folder. What a crash leaves half-made is refused later, and never mended silently: it
     could as well be a party from which somebody removed a file."""
-    if any(path.exists() for path in (settings.vault, settings.state, settings.log, settings.card)):
+    if settings.vault.exists() or settings.card.exists():
         raise Misuse("party.exists", "There is a party in this folder already, or a part of one; use an empty folder.")
+    place = place_of(settings)
+    try:
+        place.check_vacant()
+        _create(settings, place, name, passphrase, part_of=part_of, clock=clock, params=params)
+    except BaseException:
+        place.close()
+        raise
+
+
+def _create(
+    settings: Settings,
+    place: Place,
+    name: str,
+    passphrase: bytes,
+    *,
+    part_of: str | None,
+    clock: Clock,
+    params: Argon2Params | None,
+) -> None:
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     vault = create_vault(
         settings.vault, passphrase, party_name(name), driver=settings.vault_driver, params=params, clock=clock
@@ -55,7 +80,7 @@ def create_home(
     try:
         provision_party(vault)
         card = first_card(vault, name, part_of=part_of, now=clock())
-        _first_entry(settings, vault, card, clock)
+        _first_entry(place, settings.limits, vault, card, clock)
     finally:
         vault.close()
     # The card comes last: where there is one, everything else is there.
@@ -64,42 +89,37 @@ def create_home(
     draft.rename(settings.card)
 
 
-def _first_entry(settings: Settings, vault: Vault, card: Card, clock: Clock) -> None:
-    state = State.open(settings.state, create=True)
-    keys = OwnKeys(vault)
+def _first_entry(place: Place, limits: Limits, vault: Vault, card: Card, clock: Clock) -> None:
+    record = place.create(card, vault, OwnKeys(vault).receipt)
     try:
-        log = _open_log(settings, card, keys, create=True)
-        try:
-            ledger = Ledger(state, log, clock, actor=card.name, log_key=keys.receipt.public, limits=settings.limits)
-            facts = {"card": card.envelope.to_bytes().decode(), "vault_revision": str(vault.revision)}
-            with ledger.turn():
-                ledger.commit(
-                    "org.created",
-                    target=card.name,
-                    details={"fingerprint": card.fingerprint, "kind": card.kind},
-                    changes=[Change("facts", {"name": k, "value": v}) for k, v in facts.items()],
-                )
-        finally:
-            log.close()
+        ledger = Opened(vault, record, card, []).ledger(clock, limits)
+        facts = {"card": card.envelope.to_bytes().decode(), "vault_revision": str(vault.revision)}
+        with ledger.turn():
+            ledger.commit(
+                "org.created",
+                target=card.name,
+                details={"fingerprint": card.fingerprint, "kind": card.kind},
+                changes=[Change("facts", {"name": k, "value": v}) for k, v in facts.items()],
+            )
     finally:
-        state.close()
-
-
-def _open_log(settings: Settings, card: Card, keys: OwnKeys, *, create: bool) -> AuditLog:
-    opener = AuditLog.create if create else AuditLog.open
-    return opener(settings.log, origin=card.log_origin, signer=keys.receipt)
+        record.close()
 
 
 def open_home(settings: Settings, passphrase: bytes) -> Opened:
     """Open everything, and refuse what was put back from an older copy.
 
     ``passphrase``: the vault's credential. Raises Misuse (no party here), Denied (wrong passphrase), Untrusted
-    (``vault.rollback``, ``state.rollback``, ``audit.rollback``, or what a damaged file gives), Unavailable (another
-    process has it open).
+    (``vault.rollback``, ``vault.other_copy``, ``state.rollback``, ``audit.rollback``, or what a damaged file gives),
+    Unavailable (another process has it open, or the database can't be reached).
     """
     if not settings.card.exists():
         raise Misuse("party.absent", "There is no party in this folder; create one first.")
-    state = State.open(settings.state, create=False)
+    place = place_of(settings)
+    try:
+        state = place.open_state()
+    except BaseException:
+        place.close()
+        raise
     try:
         card, revision = _facts(state)
         vault = open_vault(settings.vault, passphrase, least_revision=revision, driver=settings.vault_driver)
@@ -110,14 +130,14 @@ def open_home(settings: Settings, passphrase: bytes) -> Opened:
         keys = OwnKeys(vault)
         if vault.owner != card.name or keys.public(keys.signing(card.serial)) != card.keys:
             raise Untrusted("vault.other", "The vault in this folder does not hold the keys of the party's card.")
-        log = _open_log(settings, card, keys, create=False)
+        record = place.open(state, card, vault, keys.receipt)
     except BaseException:
         vault.close()
         state.close()
         raise
-    opened = Opened(vault, state, log, card, [])
+    opened = Opened(vault, record, card, [])
     try:
-        opened.recovered.extend(reconcile(state, log, keys.receipt.public))
+        opened.recovered.extend(record.reconcile(keys.receipt.public))
     except BaseException:
         opened.close()
         raise

@@ -1,28 +1,26 @@
-"""The broker's durable state: SQLite, and a write-ahead order that keeps it in step with the audit log.
+"""The broker's durable state: the rows that decisions are made from, in SQLite or in a shared PostgreSQL.
 
-Every logged change has a revision number. ``intend`` stores what will change, then the log takes an entry that
-names the revision, then ``apply`` changes the tables and forgets the intent, in one transaction. So after a crash
-either the log lacks the entry and nothing happened, or it has it and the intent says what to finish.
+Every logged change has a revision number, and the log's entry names it. How a change comes in step with its entry is
+``sequence``'s for a broker with a log of its own (``intend``, ``apply``, ``abandon``), and ``shared``'s for replicas
+(``announce``, ``apply_within``).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, func, inspect, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
+from ..audit import Database
 from ..crypto.merkle import EMPTY_ROOT
-from ..errors import Misuse, Unavailable, Untrusted
+from ..errors import Misuse, Untrusted
+from .database import PostgresDatabase, SqliteDatabase
 from .tables import HINTS, LOGGED, METADATA
 
 __all__ = ["ENTRY", "Change", "Intent", "Progress", "Row", "State"]
@@ -56,38 +54,57 @@ class Progress:
     log_root: bytes
 
 
-class State:
-    """One SQLite file. Reads may come from any thread; the ledger makes writes one after the other."""
+class _Database(Database, Protocol):
+    def close(self) -> None: ...
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._writing = threading.Lock()
+
+class State:
+    """Reads may come from any thread; the ledger's sequence makes logged writes one after the other."""
+
+    def __init__(self, database: _Database) -> None:
+        """Private: ``open`` and ``shared`` have looked at what is there."""
+        self._database = database
 
     @classmethod
     def open(cls, path: Path, *, create: bool) -> State:
-        """Raises Misuse if it exists (``create``) or is missing, Unavailable if SQLite can't use it."""
+        """One SQLite file. Misuse if it exists (``create``) or is missing, Unavailable if SQLite can't use it."""
         if path.exists() == create:
             raise Misuse(
                 "state.file", "There is a broker here already." if create else "There is no broker state here."
             )
         if create:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10})
-        event.listen(engine, "connect", _durable)
-        state = cls(engine)
+        state = cls(SqliteDatabase(path))
         try:
-            with state._transaction() as connection:
-                # Only hints may be missing in an older home. A logged table that is gone is refused, never made anew.
-                METADATA.create_all(connection, None if create else [METADATA.tables[name] for name in HINTS])
-                if create:
-                    _set_progress(connection, Progress(0, 0, EMPTY_ROOT))
+            with state._database.transaction() as connection:
+                _make_tables(connection, create=create)
         except BaseException:
             state.close()
             raise
         return state
 
+    @classmethod
+    def shared(cls, database: PostgresDatabase) -> State:
+        """What replicas share. It takes the database over, and closes it. Misuse where no broker was created in it."""
+        try:
+            with database.transaction() as connection:
+                if not has_tables(connection):
+                    raise Misuse("state.absent", "There is no broker in that database; create or migrate one first.")
+                _make_tables(connection, create=False)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
+
+    @staticmethod
+    def create_shared(connection: Connection) -> None:
+        """The tables of a new broker, within the caller's transaction. Misuse where there is one already."""
+        if has_tables(connection):
+            raise taken()
+        _make_tables(connection, create=True)
+
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
 
     # Reading.
 
@@ -95,8 +112,7 @@ class State:
         """Rows whose columns equal ``where``, ordered by key."""
         t = METADATA.tables[table]
         query = select(t).where(*(t.c[name] == value for name, value in where.items())).order_by(*t.primary_key)
-        with self._reading() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+        return self._database.read(lambda c: [dict(row) for row in c.execute(query).mappings()])
 
     def row(self, table: str, **where: Any) -> Row | None:
         found = self.rows(table, **where)
@@ -106,15 +122,13 @@ class State:
         """At most ``limit`` rows with wrapped keys whose KEK's epoch is from ``least`` to below ``epoch``."""
         t = METADATA.tables[table]
         query = select(t).where(t.c.epoch < epoch, t.c.epoch >= least).order_by(*t.primary_key).limit(limit)
-        with self._reading() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+        return self._database.read(lambda c: [dict(row) for row in c.execute(query).mappings()])
 
     def count_older(self, table: str, epoch: int, *, least: int) -> int:
         """How many such rows there are."""
         t = METADATA.tables[table]
         query = select(func.count()).select_from(t).where(t.c.epoch < epoch, t.c.epoch >= least)
-        with self._reading() as connection:
-            return int(connection.execute(query).scalar_one())
+        return self._database.read(lambda c: int(c.execute(query).scalar_one()))
 
     def progress(self) -> Progress:
         values = {row["name"]: row["value"] for row in self.rows("progress")}
@@ -122,6 +136,16 @@ class State:
             return Progress(int(values["revision"]), int(values["log_size"]), bytes.fromhex(values["log_root"]))
         except (KeyError, ValueError):
             raise Untrusted("state.damaged", "The broker's state is damaged; restore it from a copy.") from None
+
+    @staticmethod
+    def vault_mark(connection: Connection) -> tuple[int, str] | None:
+        """Revision and digest (hex) of the vault's file that replicas used last; None before the first."""
+        revision, _, digest = (_get(connection, "vault") or "").partition(":")
+        return (int(revision), digest) if revision.isascii() and revision.isdigit() else None
+
+    @staticmethod
+    def put_vault_mark(connection: Connection, revision: int, digest: str) -> None:
+        _put(connection, "progress", {"name": "vault", "value": f"{revision}:{digest}"})
 
     def intents(self) -> list[Intent]:
         return [
@@ -133,75 +157,100 @@ class State:
 
     def intend(self, changes: Sequence[Change]) -> Intent:
         """Announce changes under the next revision number. Numbers are never used twice."""
-        with self._transaction() as connection:
-            revision = int(_get(connection, "announced") or 0) + 1
-            _put(connection, "progress", {"name": "announced", "value": str(revision)})
+        with self._database.transaction() as connection:
+            revision = self.announce(connection)
             text = json.dumps([{"table": c.table, "row": c.row} for c in changes])
             _put(connection, "intents", {"revision": revision, "changes": text})
         return Intent(revision, tuple(changes))
 
     def apply(self, intent: Intent, entry: int, log_size: int, log_root: bytes) -> None:
         """The log has the intent as entry ``entry``: make it so."""
-        with self._transaction() as connection:
-            for change in intent.changes:
-                if change.table not in LOGGED:
-                    raise Misuse("state.table", "Only logged tables change through an intent.")
-                row = {name: entry if value == ENTRY else value for name, value in change.row.items()}
-                _put(connection, change.table, row)
+        with self._database.transaction() as connection:
+            self.apply_within(connection, intent, entry, log_size, log_root)
             _forget(connection, intent)
-            _set_progress(connection, Progress(intent.revision, log_size, log_root))
 
     def abandon(self, intent: Intent) -> None:
         """The log does not have the intent: it never happened."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             _forget(connection, intent)
+
+    @staticmethod
+    def announced(connection: Connection) -> int:
+        """The highest revision number that was given out."""
+        return int(_get(connection, "announced") or 0)
+
+    @staticmethod
+    def announce(connection: Connection) -> int:
+        """The next revision number. Whoever else wants one waits until this transaction ends."""
+        revision = int(_get(connection, "announced", lock=True) or 0) + 1
+        _put(connection, "progress", {"name": "announced", "value": str(revision)})
+        return revision
+
+    @staticmethod
+    def apply_within(connection: Connection, intent: Intent, entry: int, log_size: int, log_root: bytes) -> None:
+        """``apply`` within the caller's transaction."""
+        for change in intent.changes:
+            if change.table not in LOGGED:
+                raise Misuse("state.table", "Only logged tables change through an intent.")
+            row = {name: entry if value == ENTRY else value for name, value in change.row.items()}
+            _put(connection, change.table, row)
+        _set_progress(connection, Progress(intent.revision, log_size, log_root))
 
     def put_hint(self, table: str, row: Row) -> None:
         """Change a table that isn't logged."""
         if table in LOGGED:
             raise Misuse("state.table", "Logged tables change only through an intent.")
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             _put(connection, table, row)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._writing, _reachable(), self._engine.begin() as connection:
-            yield connection
+    def swap_head(self, party: str, old: str | None, new: str) -> bool:
+        """Remember ``new`` as the newest head of ``party``'s log if that still is ``old`` (None: nothing).
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with _reachable(), self._engine.connect() as connection:
-            yield connection
-
-
-@contextmanager
-def _reachable() -> Iterator[None]:
-    try:
-        yield
-    except DatabaseError as error:
-        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise Unavailable("storage.full", "The disk is full; free space, then try again.") from error
-        raise Unavailable(
-            "state.unreachable", "The broker's state can't be read or written; look at the disk."
-        ) from error
+        Another replica may have accepted one meanwhile; then nothing changes, and this is False.
+        """
+        heads = METADATA.tables["heads"]
+        with self._database.transaction() as connection:
+            if old is not None:
+                known = update(heads).where(heads.c.party == party, heads.c.note == old)
+                return connection.execute(known.values(note=new)).rowcount == 1
+            fresh = _insert(connection, "heads").values(party=party, note=new).on_conflict_do_nothing()
+            return connection.execute(fresh.returning(heads.c.party)).first() is not None
 
 
-def _durable(connection: Any, _: Any) -> None:
-    """FULL: a commit that returned survives a loss of power. The default of WAL mode would not promise that."""
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "trusted_schema=OFF"):
-        connection.execute(f"PRAGMA {setting}").close()
+def taken() -> Misuse:
+    return Misuse("state.taken", "There is a broker in that database already; give each party its own.")
+
+
+def has_tables(connection: Connection) -> bool:
+    """Whether any of a broker's tables is there."""
+    return not set(METADATA.tables).isdisjoint(inspect(connection).get_table_names())
+
+
+def _make_tables(connection: Connection, *, create: bool) -> None:
+    # Only hints may be missing in an older home. A logged table that is gone is refused, never made anew.
+    METADATA.create_all(connection, None if create else [METADATA.tables[name] for name in HINTS])
+    if create:
+        _set_progress(connection, Progress(0, 0, EMPTY_ROOT))
+        _put(connection, "progress", {"name": "announced", "value": "0"})
+
+
+def _insert(connection: Connection, table: str) -> sqlite.Insert | postgresql.Insert:
+    into = METADATA.tables[table]
+    return postgresql.insert(into) if connection.dialect.name == "postgresql" else sqlite.insert(into)
 
 
 def _put(connection: Connection, table: str, row: Row) -> None:
-    statement = insert(METADATA.tables[table]).values(**row)
+    statement = _insert(connection, table).values(**row)
     keys = [column.name for column in METADATA.tables[table].primary_key]
     rest = {name: statement.excluded[name] for name in row if name not in keys}
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
 
 
-def _get(connection: Connection, name: str) -> str | None:
+def _get(connection: Connection, name: str, *, lock: bool = False) -> str | None:
+    """``lock``: the row, in PostgreSQL; SQLite has one writer anyway."""
     progress = METADATA.tables["progress"]
-    return connection.execute(select(progress.c.value).where(progress.c.name == name)).scalar_one_or_none()
+    query = select(progress.c.value).where(progress.c.name == name)
+    return connection.execute(query.with_for_update() if lock else query).scalar_one_or_none()
 
 
 def _forget(connection: Connection, intent: Intent) -> None:
@@ -210,9 +259,11 @@ def _forget(connection: Connection, intent: Intent) -> None:
 
 
 def _set_progress(connection: Connection, progress: Progress) -> None:
-    for name, value in (
-        ("revision", str(progress.revision)),
-        ("log_size", str(progress.log_size)),
-        ("log_root", progress.log_root.hex()),
-    ):
-        _put(connection, "progress", {"name": name, "value": value})
+    values = {
+        "revision": str(progress.revision),
+        "log_size": str(progress.log_size),
+        "log_root": progress.log_root.hex(),
+    }
+    statement = _insert(connection, "progress").values([{"name": n, "value": v} for n, v in values.items()])
+    new = {"value": statement.excluded["value"]}
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=new))

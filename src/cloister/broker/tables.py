@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text
 
 __all__ = ["HINTS", "LOGGED", "METADATA"]
 
 METADATA = MetaData()
 
+# PostgreSQL's INTEGER has 32 bits, and its texts sort by the language of the database: rows come by their bytes here.
+_TEXT = Text().with_variant(Text(collation="C"), "postgresql")
+_NUMBER = Integer().with_variant(BigInteger(), "postgresql")
+
 
 def _text(name: str, *, key: bool = False, optional: bool = False) -> Column[str]:
-    return Column(name, Text, primary_key=key, nullable=optional)
+    return Column(name, _TEXT, primary_key=key, nullable=optional)
 
 
 def _number(name: str, *, optional: bool = False) -> Column[int]:
-    return Column(name, Integer, nullable=optional)
+    return Column(name, _NUMBER, nullable=optional)
 
 
-# How far the state has come: ``revision``, ``log_size``, ``log_root``.
+# How far the state has come: ``revision``, ``log_size``, ``log_root``; ``announced``: the highest revision given out.
+# Where replicas share it, ``vault``: the revision and digest of the vault's file that was last used.
 Table("progress", METADATA, _text("name", key=True), _text("value"))
 
 # A change that is announced, perhaps logged, and not yet applied. Empty but for an instant, or after a crash.
-Table("intents", METADATA, Column("revision", Integer, primary_key=True, autoincrement=False), _text("changes"))
+Table("intents", METADATA, Column("revision", _NUMBER, primary_key=True, autoincrement=False), _text("changes"))
 
 # Not logged: address hints, and the newest heads of other parties' logs.
 HINTS = ("peers", "heads", "told")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -52,6 +52,8 @@ class Vault:
         self._clock = clock
         self._lock = threading.Lock()
         self._usage = Usage()
+        # What else must hold while the file changes, beside this file's own lock. Replicas change theirs only alone.
+        self.guard: Callable[[], AbstractContextManager[None]] = nullcontext
         self._warnings: list[str] = []
         if opened.driver.experimental:
             self._warnings.append(
@@ -276,7 +278,7 @@ class Vault:
     @contextmanager
     def _exclusive(self) -> Iterator[OpenVault]:
         """Alone in this process and on this machine, with the file still the one that was read."""
-        with self._lock:
+        with self.guard(), self._lock:
             held = self._held()
             with locked(self._path):
                 if read_file(self._path) != held.raw:
