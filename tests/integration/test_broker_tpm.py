@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cloister.attestation.registry import verifiers
 from cloister.attestation.bootlog import encode_log, replay
+from cloister.attestation.registry import verifiers
 from cloister.attestation.tpm import BOOT_PCRS, Enrolment, TpmVerifier, begin, finish, roots
 from cloister.errors import Denied, Untrusted
 from cloister.sealed import check_dek

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from cloister.attestation import Evidence, report_data
-from cloister.attestation.registry import verifiers
 from cloister.attestation.insecure import InsecureAttestationWarning, InsecureAttester, InsecureVerifier
 from cloister.attestation.models import MAX_EVENTS
+from cloister.attestation.registry import verifiers
 from cloister.crypto import JweKey, SigningKey, sha256
 from cloister.errors import Denied, Malformed, Misuse, Unavailable, Untrusted
 

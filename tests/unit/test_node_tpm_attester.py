@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cloister.attestation import Evidence, report_data
-from cloister.attestation.registry import verifiers
 from cloister.attestation.events import event_digest, open_log, replay
+from cloister.attestation.registry import verifiers
 from cloister.crypto import JweKey
 from cloister.errors import Denied, Malformed, Misuse, Unavailable, Untrusted
 from cloister.node.attester import TpmAttester
