@@ -61,6 +61,28 @@ def test_an_old_copy_is_put_back_under_a_running_broker(world: SharedWorld) -> N
     assert unwrapped == []
 
 
+def test_a_fork_that_grew_takes_the_databases_place(world: SharedWorld) -> None:
+    """A stale standby was promoted and a replica went on there: its log is longer, and signed by us."""
+    copy = copied(world)
+    ledger = world.hospital.broker.core.ledger
+    ledger.append("attest.ok", target="here", details={})
+    fork = world.hospital.replica("fork", world.server.url(copy))
+    for _ in range(3):
+        fork.broker.core.ledger.append("attest.ok", target="there", details={})
+    fork.broker.close()
+    put_back(world, copy)
+    for attempt in (ledger.log.head, lambda: ledger.append("attest.ok", target="here", details={})):
+        with pytest.raises(Untrusted) as refused:
+            attempt()
+        assert refused.value.code == "audit.rollback"
+    with pytest.raises(Untrusted), ledger.turn():
+        ledger.commit("asset.held", target="x", details={}, changes=[])
+    world.hospital.broker.close()
+    with pytest.raises(Untrusted) as refused:
+        world.hospital.start()
+    assert refused.value.code == "audit.rollback", "the home remembers, too"
+
+
 def test_an_old_copy_is_put_back_and_the_home_remembers(world: SharedWorld) -> None:
     """While no broker runs and no peer answers. Log and state in it are in step, so nothing else can tell."""
     copy = copied(world)

@@ -36,7 +36,8 @@ def restore_secret_root(
     decide that. Raises Misuse("recovery.running") if the broker runs, and what ``keys.recovery.restore_root`` raises.
     """
     config = None if driver is None else DriverConfig(driver, _options(options))
-    with _stopped(vault.parent / "log"):
+    # The broker's lock lies in the log's folder, or in the home where its record is in a database.
+    with _stopped(vault.parent / "log"), _stopped(vault.parent):
         known = _remembered(vault.parent / "state.db")
         restored = restore_root(
             vault,
@@ -51,13 +52,13 @@ def restore_secret_root(
 
 
 @contextmanager
-def _stopped(log: Path) -> Iterator[None]:
-    """Whoever has the log open, the broker, holds this lock; while it is held here, no broker starts."""
-    if not (log / "lock").is_file():
-        yield  # not a party's folder: nothing runs here
+def _stopped(folder: Path) -> Iterator[None]:
+    """Whoever has the record open, the broker, holds this lock; while it is held here, no broker starts."""
+    if not (folder / "lock").is_file():
+        yield  # no broker keeps a lock here
         return
     try:
-        lock = os.open(log / "lock", os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         raise Unavailable("recovery.log", "The log beside the vault can't be opened; check its permissions.") from None
     try:
