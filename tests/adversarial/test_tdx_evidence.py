@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.attestation import Evidence
-from cloister.attestation.bootlog import BootEvent, BootLog, encode_log
+from cloister.attestation.bootlog import BootEvent, BootLog, encode_log, replay
 from cloister.attestation.collateral import CollateralSet, Staleness
 from cloister.attestation.models import guest_digest
 from cloister.attestation.tdx import TdxVerifier, attester_id, replay_rtmr3
 from cloister.errors import CloisterError, Malformed, Unavailable, Untrusted
 from tests.adversarial.evidence_forge import AGENT, CONTRACT, INSTANCE, JOB, MEASUREMENT, Log
+from tests.boot_logs import ACTION, AUTHORITY, SEPARATOR, event, secure_boot_events
 from tests.tdx_forge import COMPONENTS, NOW, SEPT_VE_DISABLE, TEE_TCB_SVN, Forge, platform_level
 from tests.tdx_forge import INSTANCE as PLATFORM_INSTANCE
 
@@ -73,6 +74,9 @@ def test_version_5_gives_the_same_claims(body):
     found = claims(Forge("tdx", 5, body))
     assert (found.level, found.measurement) == ("cpu-tee", MEASUREMENT.hex())
     assert found.devices[0].facts["body"] == body
+    for on in (True, False):
+        facts = claims(Forge("tdx", 5, body), attributes=SEPT_VE_DISABLE if on else bytes(8)).devices[0].facts
+        assert facts["attributes.sept_ve_disable"] is on
 
 
 @pytest.mark.parametrize("register", ["mr_td", "rtmr0", "rtmr1", "rtmr2"])
@@ -170,6 +174,38 @@ def test_a_state_that_intel_says_nothing_about():
     refused(evidence, report, "tdx.tcb-unknown", tcb_info=answer)
 
 
+NEWER = Forge("tdx", 5, "td-1.5")
+OLD_MODULE = bytes([4, *TEE_TCB_SVN[1:]])
+
+
+def test_a_module_replaced_by_an_older_one_under_a_running_domain():
+    """The host may replace the TDX module while the domain runs. It began on what is current; that doesn't help it."""
+    facts = claims(NEWER, tee_tcb_svn2=OLD_MODULE).devices[0].facts
+    assert (facts["tcb_status"], facts["tcb_status.running"]) == ("OutOfDate", "OutOfDate")
+    assert facts["advisories"] == ["INTEL-SA-00002"]
+    with pytest.raises(Untrusted) as caught:
+        claims(NEWER, tee_tcb_svn2=bytes([3, *TEE_TCB_SVN[1:]]))
+    assert caught.value.code == "tdx.tcb-unknown"
+    with pytest.raises(Untrusted) as caught:
+        claims(NEWER, tee_tcb_svn2=bytes([6, 2, *TEE_TCB_SVN[2:]]))
+    assert caught.value.code == "tdx.module"
+
+
+def test_a_module_replaced_by_a_revoked_one_under_a_running_domain():
+    info = NEWER.tcb_info()
+    info["tdxModuleIdentities"][0]["tcbLevels"][1]["tcbStatus"] = "Revoked"
+    evidence, report = NEWER.evidence(TEXT, tee_tcb_svn2=OLD_MODULE)
+    refused(evidence, report, "tdx.tcb-revoked", forge=NEWER, tcb_info=NEWER.answer("tcbInfo", info))
+
+
+def test_an_old_qe_identity_beside_a_new_tcb_info():
+    """Both are Intel's and in their time. An owner's floor for the round of evaluation must see the older one."""
+    old = FORGE.answer("enclaveIdentity", FORGE.qe_identity(tcbEvaluationDataNumber=12))
+    evidence, report = FORGE.evidence(TEXT)
+    facts = verify(evidence, report, qe_identity=old).devices[0].facts
+    assert [facts[f"tcb_evaluation{of}"] for of in ("", ".platform", ".qe")] == [12, 19, 12]
+
+
 def test_an_outdated_state_is_told():
     found = claims(tee_tcb_svn=bytes([4, *TEE_TCB_SVN[1:]]))
     assert found.devices[0].facts["tcb_status"] == "OutOfDate"
@@ -262,6 +298,34 @@ def test_a_boot_log_that_leads_to_the_registers():
     facts = verify(evidence, report).devices[0].facts
     assert facts["boot_log"] is True
     assert "secure_boot" not in facts  # this firmware measured no such variable
+
+
+@pytest.mark.parametrize("padding", [b"", b"\xff" * 300, b"\0" * 3])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_boot_log_as_firmware_of_trust_domains_writes_it(index, padding):
+    banks = ("sha384",)
+    events = secure_boot_events(banks=banks, register=1)
+    events += [event(1, ACTION, b"late", banks=banks), event(1, SEPARATOR, bytes(4), banks=banks)]
+    log = BootLog("rtmr", banks, tuple(events), HEADER, padding, index)
+    text = base64.b64encode(encode_log(log)).decode()
+    registers = {"rtmr0": replay(log, "sha384")[0], "rtmr1": bytes(48), "rtmr2": bytes(48)}
+    evidence, report = FORGE.evidence(TEXT, primary={"cc_eventlog": text}, **registers)
+    facts = verify(evidence, report).devices[0].facts
+    assert (facts["boot_log"], facts["secure_boot"]) == (True, True)
+
+
+def test_a_boot_log_whose_blobs_are_shown_as_variables():
+    """Secure boot is off. The host had the bytes of five other variables measured as its blobs, and swaps the types."""
+    banks = ("sha384",)
+    good, off = (secure_boot_events(on=on, banks=banks, register=1)[:6] for on in (True, False))
+    shown = [*good[:5], *(BootEvent(1, AUTHORITY, e.digests, e.data) for e in off[:5]), off[5]]
+    log = BootLog("rtmr", banks, tuple(shown), HEADER)
+    registers = {"rtmr0": replay(log, "sha384")[0], "rtmr1": bytes(48), "rtmr2": bytes(48)}
+    text = base64.b64encode(encode_log(log)).decode()
+    evidence, report = FORGE.evidence(TEXT, primary={"cc_eventlog": text}, **registers)
+    facts = verify(evidence, report).devices[0].facts
+    assert "secure_boot" not in facts
+    assert "twice" in facts["secure_boot.unknown"]
 
 
 @pytest.mark.parametrize("register", ["rtmr0", "rtmr1", "rtmr2"])

@@ -8,7 +8,7 @@ import dataclasses
 
 import pytest
 
-from cloister.attestation.bootlog import BootLog, check_replay, replay, secure_boot
+from cloister.attestation.bootlog import BootEvent, BootLog, check_replay, replay, secure_boot
 from cloister.errors import Untrusted
 from tests.boot_logs import (
     ACTION,
@@ -136,6 +136,45 @@ def test_secure_boot_on_without_keys(missing):
 
 def test_secure_boot_on_but_nobodys_signature_was_checked():
     refused(log_of(*(e for e in secure_boot_events() if e.kind != AUTHORITY)))
+
+
+@pytest.mark.parametrize("name", ["SecureBoot", "PK", "KEK", "db", "dbx"])
+def test_variable_shown_as_a_signer_because_nobodys_signature_was_checked(name):
+    """Types aren't signed: one of the measured variables is shown as the event that names who signed what was started.
+    The variable SecureBoot is known by its digest; of the others one is missing then."""
+    text = name.encode("utf-16-le")
+    events = [e for e in secure_boot_events() if e.kind != AUTHORITY]
+    at = next(i for i, e in enumerate(events) if e.data[32:].startswith(text) and e.data[16] == len(name))
+    events[at] = dataclasses.replace(events[at], kind=AUTHORITY)
+    refused(log_of(*events))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        variable("dbt", signature_list(b"time stamps")),
+        variable("dbx", signature_list(b"bad")),
+        variable("AuditMode", b"\0"),
+        variable("db", b"o" * 16 + b"signer", b"v" * 16),
+        b"someone",
+        b"",
+    ],
+)
+def test_something_else_shown_as_a_signer(data):
+    events = [e for e in secure_boot_events() if e.kind != AUTHORITY]
+    refused(log_of(*events, event(7, AUTHORITY, data)))
+
+
+def test_variable_after_the_first_of_two_separators():
+    """A trust domain's firmware measures two. What ran in between can have extended the register with "on"."""
+    banks = ("sha384",)
+    events = secure_boot_events(on=False, banks=banks, register=1)[1:]
+    end = event(1, SEPARATOR, bytes(4), banks=banks)
+    for kind in (DRIVER_CONFIG, ACTION):
+        own = BootEvent(1, kind, event(1, SEPARATOR, ON, banks=banks).digests, ON)
+        with pytest.raises(Untrusted) as caught:
+            secure_boot(BootLog("rtmr", banks, (*events, own, end)), "sha384")
+        assert "after the separator" in caught.value.message
 
 
 def test_signer_with_other_data_than_measured():

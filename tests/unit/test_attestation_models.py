@@ -2,8 +2,9 @@
 
 import pytest
 
-from cloister.attestation import LEVELS, Claims, Evidence, ReferenceValues, level_rank
-from cloister.attestation.models import MAX_EVIDENCE
+from cloister.attestation import LEVELS, Claims, Evidence, ReferenceValues, level_rank, models
+from cloister.attestation.models import MAX_ADDITIONAL, MAX_EVENTS, MAX_EVIDENCE
+from cloister.crypto import canonical_json
 from cloister.errors import Malformed
 
 A, B = "a" * 64, "b" * 64
@@ -50,7 +51,57 @@ def test_evidence_that_contains_itself_is_refused():
     primary["again"] = primary
     with pytest.raises(Malformed) as caught:
         Evidence("tpm", primary, "{}")
-    assert caught.value.code == "json.depth"
+    assert caught.value.code == "evidence.size"
+
+
+def nested(depth, width):
+    """Lists in lists: ``width`` towers of ``depth`` each."""
+    tower: list[object] = []
+    for _ in range(depth - 1):
+        tower = [tower]
+    return [tower] * width
+
+
+@pytest.mark.parametrize(
+    "primary",
+    [
+        {"a": [""] * 63_000},
+        {"a": [0] * 4096},
+        {"a": [[]] * 4096},
+        {"a": nested(20, 300)},
+        {"a": [[0] * 100] * 100},
+        {str(n): 0 for n in range(2049)},
+        {"a": [{chr(0x1F600 + n): 0 for n in range(2048)}]},
+        {"a": {"b" * MAX_EVIDENCE: 0, "c": 1}},
+    ],
+)
+def test_primary_evidence_of_very_many_values_is_refused_before_it_is_encoded(primary, monkeypatch):
+    """Each value costs time, so 192 KiB of tiny ones would be an attack on the broker's processor."""
+    monkeypatch.setattr(models, "canonical_json", None)
+    with pytest.raises(Malformed) as caught:
+        Evidence.from_wire(wire(primary_evidence=primary))
+    assert caught.value.code == "evidence.size"
+
+
+@pytest.mark.parametrize(
+    "value", [[0] * 17_000, [[]] * 9_000, nested(30, 600), {str(n): 0 for n in range(17_000)}, [{}] * 9_000]
+)
+def test_additional_evidence_of_very_many_values_is_refused_before_it_is_read(value):
+    text = canonical_json({"cloister": value}).decode()
+    assert len(text) < MAX_ADDITIONAL
+    with pytest.raises(Malformed) as caught:
+        Evidence.from_wire(wire(additional_evidence=text))
+    assert caught.value.code == "evidence.size"
+
+
+def test_the_largest_honest_evidence_is_accepted():
+    events = [{"digest": f"{n:064x}", "kind": "launch"} for n in range(MAX_EVENTS)]
+    gpus = [{"arch": "HOPPER", "certificate": "QUFB" * 1000, "evidence": "QUFB" * 2000} for _ in range(8)]
+    text = canonical_json({"cloister": {"agent": {}, "events": events, "launch": {}}, "nvidia": gpus}).decode()
+    primary = {"certificates": ["QUFB" * 700] * 3, "pcrs": {str(n): A for n in range(24)}, "report": "QUFB" * 400}
+    body = wire(primary_evidence=primary, additional_evidence=text)
+    assert Evidence.from_wire(body).to_wire() == body
+    Evidence.from_wire(wire(primary_evidence={"a": [0] * 4000}))
 
 
 def test_levels_are_ordered():

@@ -227,7 +227,7 @@ def ccel(*, on=True, padding=b"\xff" * 100, extra=()):
     return BootLog("rtmr", banks, tuple(events), header(*banks), padding)
 
 
-@pytest.mark.parametrize("padding", [b"", b"\xff" * 4096, bytes(300)])
+@pytest.mark.parametrize("padding", [b"", b"\xff" * 4096, bytes(300), b"\xff", b"\0", b"\xff" * 7, bytes(5), bytes(16)])
 def test_ccel_logs_count_measurement_registers(padding):
     made = ccel(padding=padding)
     log = parse_log(encode_log(made), "rtmr")
@@ -240,11 +240,61 @@ def test_ccel_logs_count_measurement_registers(padding):
     assert secure_boot(ccel(on=False), "sha384").enabled is False
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_ccel_logs_header_names_register_0_or_1(index):
+    """EDK2's firmware of trust domains writes 1 there, others 0; a log keeps its own."""
+    made = dataclasses.replace(ccel(), header_index=index)
+    data = encode_log(made)
+    assert data[:4] == struct.pack("<I", index)
+    log = parse_log(data, "rtmr")
+    assert log == made
+    assert encode_log(log) == data
+    assert encode_log(log.trimmed(range(5)))[:4] == data[:4]
+    assert replay(log, "sha384") == replay(ccel(), "sha384")
+    for other in (2, 0xFFFFFFFF):
+        with pytest.raises(Malformed):
+            parse_log(struct.pack("<I", other) + data[4:], "rtmr")
+
+
+@pytest.mark.parametrize("ending", [b"\0", b"\xff", b"\0" * 20, b"\xff" * 20])
+@pytest.mark.parametrize("padding", [b"", b"\0", b"\xff", bytes(50), b"\xff" * 50])
+def test_the_unused_rest_is_not_taken_for_the_last_event(ending, padding):
+    last = event(4, boot_logs.IPL, b"x" + ending, banks=("sha384",))
+    made = ccel(extra=[last], padding=padding)
+    assert parse_log(encode_log(made), "rtmr") == made
+
+
+def test_firmware_of_trust_domains_measures_two_separators():
+    """EDK2: one after the variables of secure boot, and one in the same register when it is ready to boot."""
+    banks = ("sha384",)
+    late = [
+        event(1, 0xA, b"ACPI DATA", banks=banks, measured=b"tables"),
+        event(1, boot_logs.BOOT, variable("BootOrder", b"\0\0"), banks=banks, measured=b"\0\0"),
+        event(1, SEPARATOR, bytes(4), banks=banks),
+    ]
+    for on in (True, False):
+        log = ccel(on=on, extra=late)
+        assert secure_boot(parse_log(encode_log(log), "rtmr"), "sha384").enabled is on
+    with pytest.raises(Untrusted):
+        secure_boot(boot_log(extra=[event(7, SEPARATOR, bytes(4))]), "sha256")
+
+
+def test_a_dbx_may_be_empty_but_is_measured():
+    events = list(boot_log().events)
+    at = next(i for i, e in enumerate(events) if e.data[32:38] == "dbx".encode("utf-16-le"))
+    events[at] = event(7, boot_logs.DRIVER_CONFIG, variable("dbx", b""))
+    state = secure_boot(dataclasses.replace(boot_log(), events=tuple(events)), "sha256")
+    assert (state.enabled, state.dbx, state.authorities) == (True, (), 1)
+
+
 def test_ccel_logs_are_not_read_as_a_tpms():
     with pytest.raises(Malformed):
         parse_log(encode_log(ccel()))
     with pytest.raises(Malformed):
         parse_log(encode_log(ccel(padding=b"\xff" * 50 + b"\0")), "rtmr")
+    for spoiled in (bytes(50) + b"\xff", bytes(16) + b"x", bytes(8) + b"\xff", b"\xff" * 4 + bytes(4), b"\0\xff"):
+        with pytest.raises(Malformed):
+            parse_log(encode_log(ccel(padding=spoiled)), "rtmr")
     with pytest.raises(Malformed):
         parse_log(encode_log(ccel(extra=[event(5, boot_logs.IPL, b"x", banks=("sha384",))])), "rtmr")
     with pytest.raises(Malformed):

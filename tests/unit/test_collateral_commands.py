@@ -41,6 +41,7 @@ REAL: list[tuple[str, list[str], list[str], str, int, dict[str, Any]]] = [
     ("tdx", ["tdx/tdx_quote"], ["tdx/tdx_quote_collateral.json"], IN_TIME, 0, {"tcb_status": "UpToDate"}),
     ("tdx", ["tdx/tdx_quote"], ["tdx/tdx_quote_collateral.json"], "2026-11-28", 4, {}),
     ("tdx", ["tdx/tdx_quote"], ["tdx/sgx_quote_collateral.json"], IN_TIME, 1, {}),
+    ("tdx", ["tdx/tdx_quote"], ["tdx/intel_sgx_root_ca.pem"], IN_TIME, 2, {}),
     ("sgx", ["tdx/sgx_quote"], ["tdx/sgx_quote_collateral.json"], IN_TIME, 0, {"debug": False}),
     ("sgx", ["tdx/tdx_quote"], [], IN_TIME, 2, {}),
     ("nvidia", ["nvidia/hopperAttestationReport.txt", "nvidia/hopperCertChain.txt"], [], "2026-01-01", 0, {}),

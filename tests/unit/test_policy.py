@@ -149,6 +149,9 @@ def test_evidence_without_devices_passes_no_rule() -> None:
     assert refused(own, claims(level="none")).findings[0].found == "nothing"
 
 
+TD: dict[str, Any] = {"attributes.sept_ve_disable": True, "debug": False, "tcb_status": "UpToDate"}
+
+
 def test_the_built_in_rules_hold_above_level_none() -> None:
     debug = dataclasses.replace(SNP, facts=SNP.facts | {"debug": True})
     DEFAULT_POLICY.check(claims(SNP))
@@ -161,7 +164,8 @@ def test_the_built_in_rules_hold_above_level_none() -> None:
     ("tee", "good", "bad"),
     [
         ("snp", {"debug": False}, {"debug": True}),
-        ("tdx", {"debug": False, "tcb_status": "SWHardeningNeeded"}, {"debug": False, "tcb_status": "OutOfDate"}),
+        ("tdx", {**TD, "tcb_status": "SWHardeningNeeded"}, {**TD, "tcb_status": "OutOfDate"}),
+        ("tdx", TD, {**TD, "attributes.sept_ve_disable": False}),
         ("sgx", {"debug": False, "tcb_status": "UpToDate"}, {"debug": False, "tcb_status": "Revoked"}),
         ("tpm", {"secure_boot": True}, {"secure_boot": False}),
         ("nvidia", GPU.facts, GPU.facts | {"confidential": False}),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.attestation.snp import AMD_ROOTS, attester_id, read_amd, read_leaf, role_of
-from cloister.attestation.snp.certs import check_chain, check_revocation
+from cloister.attestation.snp.certs import LEEWAY, check_chain, check_revocation
 from cloister.attestation.snp.products import covers, product_of_cpuid, product_of_name, split_tcb
 from cloister.crypto.x509 import read_certificates, read_crl, verify_chain
 from cloister.errors import CloisterError, Malformed, Untrusted
@@ -140,6 +140,14 @@ def test_a_revocation_list_has_its_time_and_its_grace():
         with pytest.raises(Untrusted) as caught:
             check_revocation(MILAN.chain(), [crl], now=now, grace=grace, required=False)
         assert caught.value.code == code
+
+
+def test_amds_clock_may_be_a_little_ahead():
+    crl = read_crl(MILAN.crl(begins=NOW + LEEWAY))
+    assert check_revocation(MILAN.chain(), [crl], now=NOW, grace=0, required=True)
+    with pytest.raises(Untrusted) as caught:
+        check_revocation(MILAN.chain(), [crl], now=NOW - 1, grace=0, required=True)
+    assert caught.value.code == "crl.future"
 
 
 def test_products_are_known_by_cpuid_and_by_name():

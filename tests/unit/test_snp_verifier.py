@@ -219,9 +219,17 @@ def test_a_vendor_outage_is_bridged_as_long_as_the_owner_said():
         assert caught.value.code == "collateral.stale"
 
 
+def test_the_clock_of_a_vendor_or_an_importer_may_be_five_minutes_ahead():
+    forge = Forge()
+    soon = NOW + 300
+    for collateral in (forge.collateral(obtained=soon), forge.collateral(crl=forge.crl(begins=soon))):
+        assert check(forge, forge.evidence(certificates=[]), collateral=collateral).level == "cpu-tee"
+
+
 def test_collateral_from_the_future_is_refused():
     forge = Forge()
-    for collateral in (forge.collateral(obtained=NOW + 1), forge.collateral(crl=forge.crl(begins=NOW + 1))):
+    later = NOW + 301
+    for collateral in (forge.collateral(obtained=later), forge.collateral(crl=forge.crl(begins=later))):
         with pytest.raises(Untrusted) as caught:
             check(forge, forge.evidence(certificates=[]), collateral=collateral)
         assert caught.value.code == "collateral.future"

@@ -61,7 +61,8 @@ def svn(minor, major, late=3):
 def test_the_first_level_that_is_reached_counts():
     facts = judge(TDX)
     assert facts["tcb_status"] == "UpToDate"
-    assert facts["tcb_evaluation"] == 19
+    assert [facts[f"tcb_evaluation{of}"] for of in ("", ".platform", ".qe")] == [19] * 3
+    assert "tcb_status.running" not in facts  # a TD 1.0 body doesn't tell it
     assert facts["tcb_date"] == stamp(NOW - 100 * DAY)
     assert facts["advisories"] == []
     assert facts["fmspc"] == FMSPC.hex()
@@ -185,7 +186,6 @@ def test_a_domain_that_began_on_an_outdated_module_should_be_launched_again():
     assert relaunch((4, 1), (6, 1)) == "TDRelaunchAdvised"
     assert relaunch((4, 1), (4, 1)) == "OutOfDate"
     assert relaunch((6, 1), (6, 1)) == "UpToDate"
-    assert relaunch((6, 1), (4, 1)) == "UpToDate"  # the domain itself began on what is current
 
 
 def test_a_relaunch_may_need_configuration_too():
@@ -193,8 +193,110 @@ def test_a_relaunch_may_need_configuration_too():
     assert relaunch((4, 1), (6, 1), info=levels) == "TDRelaunchAdvisedConfigurationNeeded"
 
 
-def test_a_module_that_is_unknown_now_leaves_the_launch_as_it_was():
-    assert relaunch((4, 1), (1, 2)) == "OutOfDate"
+def running(now, first=(6, 1), **documents):
+    return judge(NEWER, td={"tee_tcb_svn": svn(*first), "tee_tcb_svn2": svn(*now)}, **documents)
+
+
+def test_a_module_that_runs_now_and_is_worse_counts():
+    facts = running((4, 1))
+    assert (facts["tcb_status"], facts["tcb_status.running"], facts["tcb_status.module"]) == ("OutOfDate",) * 3
+    assert facts["advisories"] == ["INTEL-SA-00002"]
+    assert facts["tcb_date"] == stamp(NOW - 300 * DAY)
+    assert running((6, 1))["tcb_status.running"] == "UpToDate"
+
+
+@pytest.mark.parametrize(
+    ("first", "now", "together"),
+    [
+        ("UpToDate", "ConfigurationNeeded", "ConfigurationNeeded"),
+        ("ConfigurationNeeded", "UpToDate", "ConfigurationNeeded"),
+        ("UpToDate", "OutOfDateConfigurationNeeded", "OutOfDateConfigurationNeeded"),
+        ("ConfigurationNeeded", "OutOfDate", "OutOfDateConfigurationNeeded"),
+        ("OutOfDate", "OutOfDateConfigurationNeeded", "OutOfDateConfigurationNeeded"),
+        ("OutOfDate", "OutOfDate", "OutOfDate"),
+        ("OutOfDate", "UpToDate", "TDRelaunchAdvised"),
+        ("OutOfDate", "ConfigurationNeeded", "TDRelaunchAdvisedConfigurationNeeded"),
+        ("OutOfDateConfigurationNeeded", "UpToDate", "TDRelaunchAdvisedConfigurationNeeded"),
+    ],
+)
+@pytest.mark.parametrize("higher", ["first", "now"])
+def test_what_was_launched_and_what_runs_come_to_the_worse(first, now, together, higher):
+    advised = {"first": ("INTEL-SA-1", "INTEL-SA-9"), "now": ("INTEL-SA-2", "INTEL-SA-9")}
+    minor = {"first": 8, "now": 7} if higher == "first" else {"first": 7, "now": 8}
+    levels = [
+        level(minor[name], status, date=NOW - minor[name] * DAY, advisories=advised[name])
+        for name, status in (("first", first), ("now", now))
+    ]
+    levels.sort(key=lambda entry: -entry["tcb"]["isvsvn"])
+    modules = [MODULE | {"tcbLevels": levels}]
+    identity = {"tcbLevels": [level(8, date=NOW - DAY)]}
+    platform = [platform_level(COMPONENTS, ZERO, date=NOW - DAY)]
+    facts = running(
+        (minor["now"], 1),
+        (minor["first"], 1),
+        info={"tdxModuleIdentities": modules, "tcbLevels": platform},
+        identity=identity,
+    )
+    assert facts["tcb_status"] == together
+    assert facts["advisories"] == ["INTEL-SA-1", "INTEL-SA-9", "INTEL-SA-2"]
+    assert facts["tcb_date"] == stamp(NOW - 8 * DAY)
+
+
+def test_a_module_that_runs_now_and_that_intel_says_nothing_about():
+    for first in ((6, 1), (4, 1)):
+        assert running((3, 1), first)["tcb_status"] == NOT_SUPPORTED
+        with pytest.raises(Untrusted) as error:
+            running((1, 2), first)
+        assert error.value.code == "tdx.module"
+
+
+def test_a_module_that_runs_now_and_was_revoked_is_refused():
+    modules = [MODULE | {"tcbLevels": [level(6), level(4, "Revoked")]}]
+    with pytest.raises(Untrusted) as error:
+        running((4, 1), info={"tdxModuleIdentities": modules})
+    assert error.value.code == "tdx.tcb-revoked"
+
+
+def test_the_components_that_run_now_count():
+    """Not only the module's version: the other TDX components may be lower now."""
+    levels = [platform_level(COMPONENTS, svn(0, 0, 3)), platform_level(COMPONENTS, svn(0, 0, 2), status="OutOfDate")]
+    td = {"tee_tcb_svn": svn(6, 1, 3), "tee_tcb_svn2": svn(6, 1, 2)}
+    facts = judge(NEWER, info={"tcbLevels": levels}, td=td)
+    assert (facts["tcb_status"], facts["tcb_status.platform"]) == ("OutOfDate", "OutOfDate")
+
+
+# Rounds of evaluation
+
+
+@pytest.mark.parametrize(("platform", "enclave"), [(19, 17), (17, 19), (18, 18)])
+def test_the_older_of_two_rounds_of_evaluation_counts(platform, enclave):
+    numbers = ({"tcbEvaluationDataNumber": number} for number in (platform, enclave))
+    facts = judge(TDX, info=next(numbers), identity=next(numbers))
+    assert facts["tcb_evaluation"] == min(platform, enclave)
+    assert (facts["tcb_evaluation.platform"], facts["tcb_evaluation.qe"]) == (platform, enclave)
+
+
+@pytest.mark.parametrize("forge", [SGX, TDX])
+@pytest.mark.parametrize(
+    ("status", "platform", "together"),
+    [
+        ("ConfigurationNeeded", "UpToDate", "ConfigurationNeeded"),
+        ("ConfigurationNeeded", "SWHardeningNeeded", "ConfigurationAndSWHardeningNeeded"),
+        ("ConfigurationNeeded", "OutOfDate", "OutOfDateConfigurationNeeded"),
+        ("OutOfDateConfigurationNeeded", "UpToDate", "OutOfDateConfigurationNeeded"),
+        ("OutOfDateConfigurationNeeded", "SWHardeningNeeded", "OutOfDateConfigurationNeeded"),
+    ],
+)
+def test_a_quoting_enclave_that_needs_configuration_is_not_up_to_date(forge, status, platform, together):
+    levels = [platform_level(COMPONENTS, ZERO if forge is TDX else None, status=platform)]
+    facts = judge(forge, info={"tcbLevels": levels}, identity={"tcbLevels": [level(9), level(8, status)]})
+    assert (facts["tcb_status"], facts["tcb_status.qe"]) == (together, status)
+
+
+@pytest.mark.parametrize("status", ["ConfigurationNeeded", "OutOfDateConfigurationNeeded"])
+def test_a_module_that_needs_configuration_is_not_up_to_date(status):
+    modules = [MODULE | {"tcbLevels": [level(6, status)]}]
+    assert judge(TDX, info={"tdxModuleIdentities": modules})["tcb_status"] == status
 
 
 # Documents
@@ -253,7 +355,8 @@ def test_tcb_info_in_another_form_is_malformed(change):
         {"isvprodid": 70000},
         {"tcbLevels": []},
         {"tcbLevels": [level(-1)]},
-        {"tcbLevels": [level(1, "ConfigurationNeeded")]},
+        {"tcbLevels": [level(1, "SWHardeningNeeded")]},
+        {"tcbLevels": [level(1, "ConfigurationAndSWHardeningNeeded")]},
     ],
 )
 def test_a_qe_identity_in_another_form_is_malformed(change):

@@ -272,7 +272,8 @@ _BUILT_IN: Final[dict[str, tuple[Rule, ...]]] = {
     "nvidia": (_is("measurements_match", True), _is("confidential", True), _is("debug", False)),
     "sgx": (_is("debug", False), _TCB),
     "snp": (_is("debug", False),),
-    "tdx": (_is("debug", False), _TCB),
+    # The host chooses this attribute, and no measurement covers it: without it the host can inject exceptions.
+    "tdx": (_is("debug", False), _is("attributes.sept_ve_disable", True), _TCB),
     "tpm": (_is("secure_boot", True),),
 }
 

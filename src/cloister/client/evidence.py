@@ -197,7 +197,12 @@ def _intel_items(q: _Question) -> list[Item]:
     for part in ("pck_crl", "root_crl"):
         if part in parts:
             items += tdx.service_items(obtained=q.at, **{part: parts.pop(part)})
-    return [*items, *tdx.service_items(obtained=q.at, **parts, **chains)]
+    items += tdx.service_items(obtained=q.at, **parts, **chains)
+    if q.collateral and not items:
+        raise Misuse(
+            "evidence.collateral", "The collateral holds certificates alone; add TCB info, identity and lists."
+        )
+    return items
 
 
 def _intel_part(data: bytes, parts: dict[str, bytes]) -> None:

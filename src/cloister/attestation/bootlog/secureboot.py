@@ -186,7 +186,7 @@ def _state(seen: _Seen) -> SecureBoot:
     # An empty value is measured where the variable doesn't exist (PFP §3.3.4.8): then secure boot can't be on.
     enabled = None if flag is None else flag == b"\1"
     if enabled:
-        # dbx may be empty, but firmware measures all five (PFP §3.3.4.8): one that is missing is shown as something else.
+        # dbx may be empty, but firmware measures all five (PFP §3.3.4.8): a missing one is shown as something else.
         if not all(values.get(name) for name in ("pk", "kek", "db")) or "dbx" not in values:
             raise _untrusted("it is on, but without the keys that it needs")
         if not seen.authorities:

@@ -20,8 +20,8 @@ from .roots import intermediate_name, root_name
 __all__ = ["LEEWAY", "Leaf", "attester_id", "check_chain", "check_revocation", "read_amd", "read_leaf", "role_of"]
 
 LEEWAY: Final = 300
-"""Seconds that a revocation list, or what was fetched or imported, may seem to come from the future: AMD's clock, or that
-of whoever fetched it, may be a little ahead of the broker's. Certificates have none; AMD dates them far back."""
+"""Seconds that a revocation list may begin, and that anything may have been obtained, in the future: the clock of AMD,
+or of whoever fetched it, may be a little ahead of the broker's. A certificate's own time has no leeway."""
 
 _AMD: Final = "1.3.6.1.4.1.3704.1."
 _STRUCT_VERSION, _PRODUCT_NAME, _HWID, _CSP_ID = _AMD + "1", _AMD + "2", _AMD + "4", _AMD + "5"
