@@ -222,6 +222,21 @@ def test_counts_of_refusals_are_not_lost() -> None:
 # Sessions.
 
 
+def test_a_served_session_makes_room_and_no_other(calm: Any) -> None:
+    sessions = Sessions(replace(LIMITS, sessions=3))
+    first, second, third = (sessions.open(object(), "nonce", now=NOW) for _ in range(3))  # type: ignore[arg-type]
+    for cookie in (second, third):
+        session, _ = sessions.take_challenge(cookie, "nonce", now=NOW)
+        session.attested = object()  # type: ignore[assignment]
+        session.once("key", lambda: b"secret", limit=1)
+    fourth = sessions.open(object(), "nonce", now=NOW)  # type: ignore[arg-type]
+    for cookie in (first, third, fourth):
+        sessions.live(cookie, now=NOW)
+    with pytest.raises(Denied) as refused:
+        sessions.live(second, now=NOW)
+    assert refused.value.code == "session.absent"
+
+
 def test_sessions_are_few(calm: Any) -> None:
     sessions = Sessions(replace(LIMITS, sessions=2))
     request = object()

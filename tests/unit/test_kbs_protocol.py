@@ -15,6 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from cloister.attestation import Claims, Evidence, device_data, report_data
+from cloister.attestation.events import Journal
 from cloister.attestation.models import Device
 from cloister.broker.http import CHANNEL
 from cloister.broker.sessions import Channel
@@ -203,7 +204,10 @@ def test_0_4_has_two_pieces_of_evidence_and_both_are_in_the_report(recorded: Tes
     guest = Guest(recorder.world, recorded)
     recorder.about = guest.workload
     nonce, key = guest.auth().json()["nonce"], guest.workload.jwe.public_jwk
-    evidence = {"primary_evidence": {"svn": "1"}, "additional_evidence": '{"nvidia":{}}'}
+    journal = Journal(bytes(32))
+    journal.commit(journal.prepare(guest.workload.instance, bytes(32), bytes(32), bytes(32)))
+    additional = journal.additional(guest.workload.instance)
+    evidence = {"primary_evidence": {"svn": "1"}, "additional_evidence": additional}
     body = {
         "runtime-data": {"nonce": nonce, "tee-pubkey": key},
         "tee-evidence": evidence,
@@ -212,7 +216,7 @@ def test_0_4_has_two_pieces_of_evidence_and_both_are_in_the_report(recorded: Tes
     assert answer.status_code == 200
     assert set(answer.json()) == {"token"}
     assert answer.json()["token"].count(".") == 2
-    assert recorder.seen[0][1] == report_data(nonce, key, '{"nvidia":{}}')
+    assert recorder.seen[0][1] == report_data(nonce, key, additional)
 
 
 TOML = 'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n"aa.toml" = "x"\n'

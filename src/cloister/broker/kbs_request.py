@@ -10,10 +10,11 @@ The versions differ in the Attestation, and this is all that differs on the wire
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..attestation import Evidence, device_data, report_data
-from ..contracts import read_contract, read_job
+from ..contracts import Contract, read_contract, read_job
 from ..crypto import Envelope, frame, sha256
 from ..crypto.jwe import check_jwk
 from ..errors import Denied, Malformed
@@ -80,7 +81,7 @@ def read_knock(body: Any, limits: Limits) -> Knock:
 
 def _request(ours: Any, tee: str, limits: Limits) -> Request:
     c = Fields(ours, "request's cloister parameters")
-    contract = read_contract(Envelope.from_bytes(c.text("contract", limit=limits.body).encode()))
+    contract = _contract(c.text("contract", limit=limits.body))
     statements = c.items("statements", _envelope, limit=limits.statements)
     request = Request(
         purpose=c.text("purpose", choices=("release", "renew", "resume")),
@@ -95,6 +96,12 @@ def _request(ours: Any, tee: str, limits: Limits) -> Request:
     )
     c.done()
     return request
+
+
+@lru_cache(maxsize=32)
+def _contract(text: str) -> Contract:
+    """Every run under a contract sends the same text. What is read of it is frozen, and no more trusted for it."""
+    return read_contract(Envelope.from_bytes(text.encode()))
 
 
 def _version(text: str) -> Version:

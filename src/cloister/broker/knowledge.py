@@ -41,6 +41,9 @@ class Knowledge:
         return max((row["serial"] for row in self._state.rows("contracts", name=name, **{stage: 1})), default=0)
 
     def standing(self, contract: Contract, job: bytes, instance: bytes) -> Standing:
+        return self._state.glance(lambda: self._standing(contract, job, instance))
+
+    def _standing(self, contract: Contract, job: bytes, instance: bytes) -> Standing:
         owner, assets = self._parties.card.name, self._state.rows("assets")
         return Standing(
             owner=owner,

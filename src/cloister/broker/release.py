@@ -102,7 +102,7 @@ class KeyReleases:
         try:
             message = read_attestation(body, session.version)
             if request is None:
-                request, claims = self._admit_stock(session, challenge, message)
+                request, claims, standing = self._admit_stock(session, challenge, message)
             else:
                 claims, standing = self._verify(request, challenge, message)
         except CloisterError as refusal:
@@ -207,15 +207,16 @@ class KeyReleases:
         decide_admission(request, claims, standing, now=now)
         return claims, standing
 
-    def _admit_stock(self, session: Session, nonce: str, message: Attestation) -> tuple[Request, Claims]:
+    def _admit_stock(self, session: Session, nonce: str, message: Attestation) -> tuple[Request, Claims, Standing]:
         """The same decision about a guest whose hardware, instead of its nonce, names contract and job."""
         if self._stock is None or session.stock is None:
             raise Denied("kbs.stock-guest", "This broker serves guests that name a contract and a job only.")
         now = self._core.clock()
         request, claims = self._stock.admit(session.stock, nonce, message, now=now)
         session.asked = request  # what the log shall name, whatever is decided; nothing goes out before ``attested``
-        decide_admission(request, claims, self._standing(request), now=now)
-        return request, claims
+        standing = self._standing(request)
+        decide_admission(request, claims, standing, now=now)
+        return request, claims, standing
 
     # Steps 6 and 7.
 
@@ -259,7 +260,7 @@ class KeyReleases:
             changes.append(contract_change(contract, row, envelope=text, complete=1))
         if standing.instance is None:
             job = request.job.digest
-            for old in core.knowledge.instances(job=job.hex()):
+            for old in core.knowledge.instances(job=job.hex(), cut=0):  # those that are cut already stay so
                 changes.append(instance_change(replace(old, cut=True)))
             fresh = Instance(request.instance, job, contract.digest, request.signing, request.hpke, lease, cut=False)
             checkpoint = standing.job.checkpoint if standing.job is not None else None

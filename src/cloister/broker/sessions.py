@@ -79,6 +79,11 @@ class Session:
             raise Denied("session.unattested", "This session has not attested; send evidence first.")
         return self.asked
 
+    @property
+    def served(self) -> bool:
+        """Whether anything was given out in it."""
+        return bool(self._answers)
+
     def once(self, name: str, make: Callable[[], bytes], *, limit: int) -> bytes:
         """The answer to ``name``: made the first time, the identical bytes ever after. One at a time."""
         with self._lock:
@@ -123,7 +128,7 @@ class Sessions:
         cookie = b64url(random_bytes(32))
         with self._lock:
             self._drop_ended(now)
-            if len(self._sessions) >= self._limits.sessions:
+            if len(self._sessions) >= self._limits.sessions and not self._drop_served():
                 raise Unavailable("session.full", "Too many sessions are open; try again in a minute.")
             self._sessions[cookie] = Session(request, now, nonce, channel, version, stock)
         return cookie
@@ -166,6 +171,15 @@ class Sessions:
         if session is None or now >= session.opened + self._limits.session_seconds:
             raise Denied("session.absent", "There is no such session; begin with a new request.")
         return session
+
+    def _drop_served(self) -> bool:
+        """Make room: the oldest session that was given something ends. A workload asks for all it needs at once, and
+        can attest again. A stranger's session is never one of these: noise pushes nobody out who waits for a key."""
+        for cookie, session in self._sessions.items():
+            if session.attested is not None and session.served:
+                del self._sessions[cookie]
+                return True
+        return False
 
     def _drop_ended(self, now: int) -> None:
         keep = self._limits.session_seconds

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, func, inspect, select, update
+from sqlalchemy import Connection, bindparam, func, inspect, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..audit import Database
@@ -25,6 +27,7 @@ from .tables import HINTS, LOGGED, METADATA
 
 __all__ = ["ENTRY", "Change", "Intent", "Progress", "Row", "State"]
 
+T = TypeVar("T")
 Row: TypeAlias = dict[str, Any]
 ENTRY = "$entry"  # in a change's values: replaced by the index of the log entry that records it
 
@@ -64,6 +67,7 @@ class State:
     def __init__(self, database: _Database) -> None:
         """Private: ``open`` and ``shared`` have looked at what is there."""
         self._database = database
+        self._local = threading.local()
 
     @classmethod
     def open(cls, path: Path, *, create: bool) -> State:
@@ -110,9 +114,24 @@ class State:
 
     def rows(self, table: str, **where: Any) -> list[Row]:
         """Rows whose columns equal ``where``, ordered by key."""
-        t = METADATA.tables[table]
-        query = select(t).where(*(t.c[name] == value for name, value in where.items())).order_by(*t.primary_key)
-        return self._database.read(lambda c: [dict(row) for row in c.execute(query).mappings()])
+        held: Connection | None = getattr(self._local, "connection", None)
+        if held is not None:
+            return _rows(held, table, where)
+        return self._database.read(lambda c: _rows(c, table, where))
+
+    def glance(self, work: Callable[[], T]) -> T:
+        """``work`` with one connection for all its reads in this thread: taking one costs more than a small read."""
+        if getattr(self._local, "connection", None) is not None:
+            return work()
+
+        def held(connection: Connection) -> T:
+            self._local.connection = connection
+            try:
+                return work()
+            finally:
+                self._local.connection = None
+
+        return self._database.read(held)
 
     def row(self, table: str, **where: Any) -> Row | None:
         found = self.rows(table, **where)
@@ -213,7 +232,7 @@ class State:
             if old is not None:
                 known = update(heads).where(heads.c.party == party, heads.c.note == old)
                 return connection.execute(known.values(note=new)).rowcount == 1
-            fresh = _insert(connection, "heads").values(party=party, note=new).on_conflict_do_nothing()
+            fresh = _insert(connection.dialect.name, "heads").values(party=party, note=new).on_conflict_do_nothing()
             return connection.execute(fresh.returning(heads.c.party)).first() is not None
 
 
@@ -234,16 +253,55 @@ def _make_tables(connection: Connection, *, create: bool) -> None:
         _put(connection, "progress", {"name": "announced", "value": "0"})
 
 
-def _insert(connection: Connection, table: str) -> sqlite.Insert | postgresql.Insert:
+_DIALECTS = {"postgresql": postgresql.psycopg.dialect, "sqlite": sqlite.dialect}
+
+
+# SQLAlchemy builds a statement in a tenth of a millisecond, and a release has sixty: the text of each is kept.
+
+
+@lru_cache(maxsize=512)
+def _select_text(
+    dialect: str, table: str, names: tuple[str, ...], absent: tuple[str, ...]
+) -> tuple[str, tuple[str, ...] | None]:
+    t = METADATA.tables[table]
+    rules = [*(t.c[name] == bindparam(name) for name in names), *(t.c[name].is_(None) for name in absent)]
+    return _text(dialect, select(t).where(*rules).order_by(*t.primary_key))
+
+
+@lru_cache(maxsize=512)
+def _put_text(dialect: str, table: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...] | None]:
+    keys = [column.name for column in METADATA.tables[table].primary_key]
+    statement = _insert(dialect, table).values({name: bindparam(name) for name in names})
+    rest = {name: statement.excluded[name] for name in names if name not in keys}
+    return _text(dialect, statement.on_conflict_do_update(index_elements=keys, set_=rest))
+
+
+def _text(dialect: str, statement: Any) -> tuple[str, tuple[str, ...] | None]:
+    """What the driver wants, and the order of its parameters where they have no names."""
+    compiled = statement.compile(dialect=_DIALECTS[dialect]())
+    return str(compiled), None if compiled.positiontup is None else tuple(compiled.positiontup)
+
+
+def _run(connection: Connection, text: tuple[str, tuple[str, ...] | None], values: Mapping[str, Any]) -> Any:
+    sql, order = text
+    return connection.exec_driver_sql(sql, dict(values) if order is None else tuple(values[name] for name in order))
+
+
+def _rows(connection: Connection, table: str, where: Mapping[str, Any]) -> list[Row]:
+    given = {name: value for name, value in where.items() if value is not None}
+    absent = tuple(name for name in where if name not in given)
+    found = _run(connection, _select_text(connection.dialect.name, table, tuple(given), absent), given)
+    names = tuple(found.keys())
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def _insert(dialect: str, table: str) -> sqlite.Insert | postgresql.Insert:
     into = METADATA.tables[table]
-    return postgresql.insert(into) if connection.dialect.name == "postgresql" else sqlite.insert(into)
+    return postgresql.insert(into) if dialect == "postgresql" else sqlite.insert(into)
 
 
 def _put(connection: Connection, table: str, row: Row) -> None:
-    statement = _insert(connection, table).values(**row)
-    keys = [column.name for column in METADATA.tables[table].primary_key]
-    rest = {name: statement.excluded[name] for name in row if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=rest))
+    _run(connection, _put_text(connection.dialect.name, table, tuple(row)), row)
 
 
 def _get(connection: Connection, name: str, *, lock: bool = False) -> str | None:
@@ -264,6 +322,8 @@ def _set_progress(connection: Connection, progress: Progress) -> None:
         "log_size": str(progress.log_size),
         "log_root": progress.log_root.hex(),
     }
-    statement = _insert(connection, "progress").values([{"name": n, "value": v} for n, v in values.items()])
+    statement = _insert(connection.dialect.name, "progress").values(
+        [{"name": n, "value": v} for n, v in values.items()]
+    )
     new = {"value": statement.excluded["value"]}
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=new))

@@ -7,6 +7,7 @@ anchors, no aliases, no merge keys, no duplicate keys, bounded size and depth. T
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -15,9 +16,11 @@ from ..errors import Malformed
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "MAX_YAML", "read_yaml"]
 
-MAX_YAML = 64 * 1024
+MAX_YAML = 32 * 1024
 MAX_DEPTH = 6
 MAX_NODES = 2000
+_MAX_OPEN = 32  # brackets that were opened and not closed, those within text included
+_BRACKET = re.compile(r"[][{}]")
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
@@ -50,6 +53,12 @@ def read_yaml(text: str | bytes) -> dict[str, Any]:
 def _refuse_machinery(source: str) -> None:
     # Events come from a stream: a bomb is refused before a single alias is followed, and deep nesting before
     # the composer recurses over it.
+    # The library's scanner goes through all open brackets for each further one, before any event shows them.
+    opened = 0
+    for bracket in _BRACKET.finditer(source):
+        opened = opened + 1 if bracket[0] in "[{" else max(opened - 1, 0)
+        if opened > _MAX_OPEN:
+            raise Malformed("recipe.yaml.size", "The recipe is nested too deeply or has too many entries; shorten it.")
     depth = 0
     for count, event in enumerate(yaml.parse(source, Loader=yaml.BaseLoader)):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:

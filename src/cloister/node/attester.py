@@ -21,6 +21,8 @@ from ..attestation.events import PCR_START, Journal, event_digest
 from ..attestation.models import Evidence
 from ..attestation.tpm import BOOT_PCRS, EVENT_PCR, MAX_BOOT_LOG, QUOTED_PCRS
 from ..attestation.tpm.enrolment import Challenge, EnrolmentRequest
+from ..attestation.tpm.parser import parse_attest
+from ..crypto import sha256
 from ..errors import CloisterError, Malformed, Unavailable, Untrusted
 from .enrolment import ask, prove
 from .swtpm import SoftwareTpm
@@ -56,6 +58,7 @@ class TpmAttester:
         self._on_close = on_close
         self._lock = threading.Lock()
         self._usable = True
+        self._pcrs: dict[int, bytes] | None = None
         self._journal = Journal(agent_measurement)
         if tpm.read_pcrs([EVENT_PCR])[EVENT_PCR] != PCR_START:
             raise Unavailable("attester.pcr-used", "PCR 15 was used since this machine started; reboot it first.")
@@ -110,6 +113,7 @@ class TpmAttester:
             self._check_usable()
             event = self._journal.prepare(instance, measurement, contract, job, exclusive=exclusive)
             try:
+                self._pcrs = None  # read anew, whatever becomes of this
                 self._tpm.extend(EVENT_PCR, event_digest(event))
             except CloisterError:
                 # The TPM may or may not have taken it: our log could now be wrong, and can't be mended.
@@ -124,8 +128,7 @@ class TpmAttester:
             additional = self._journal.additional(instance)
             report = report_data(nonce, tee_pubkey, additional)
             # One lock around reading and quoting, so that no launch changes PCR 15 in between.
-            pcrs = self._tpm.read_pcrs(QUOTED_PCRS)
-            quote, signature = self._tpm.quote(report, QUOTED_PCRS)
+            pcrs, quote, signature = self._quoted(report)
         primary = {
             "quote": _base64(quote),
             "signature": _base64(signature),
@@ -152,6 +155,17 @@ class TpmAttester:
         with self._lock:
             self._check_usable()
             return prove(self._tpm, request, challenge)
+
+    def _quoted(self, report: bytes) -> tuple[dict[int, bytes], bytes, bytes]:
+        """Values and a quote of them. Boot PCRs hardly ever change, and reading them takes longer than the quote: those
+        that were read last are kept, and read anew where the quote's digest says that they are not what was quoted."""
+        for kept in (self._pcrs, None):
+            pcrs = kept if kept is not None else self._tpm.read_pcrs(QUOTED_PCRS)
+            quote, signature = self._tpm.quote(report, QUOTED_PCRS)
+            if parse_attest(quote).pcr_digest == sha256(b"".join(pcrs[index] for index in sorted(pcrs))):
+                break
+        self._pcrs = pcrs
+        return pcrs, quote, signature
 
     def retire(self, instance: bytes) -> None:
         """The sandbox ended: no more evidence for it. Its event stays in the log."""
