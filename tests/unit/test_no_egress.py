@@ -37,6 +37,17 @@ IDENTIFIERS = (
     # The same for Google Cloud: the default of its driver's option "endpoint", and the scope of its tokens.
     "https://cloudkms.googleapis.com",
     "https://www.googleapis.com/",
+    # Vendors of processors and GPUs: the defaults of --fetch-collateral and "collateral fetch", and nothing else.
+    "https://kdsintf.amd.com",
+    "https://api.trustedservices.intel.com",
+    "https://certificates.trustedservices.intel.com",
+    "https://rim.attestation.nvidia.com",
+    "https://ocsp.ndis.nvidia.com",
+    # Namespaces and algorithms of signed XML.
+    "http://standards.iso.org/iso/19770/",
+    "http://www.w3.org/",
+    # A kind of value in NVIDIA's manifests.
+    "https://docs.nvidia.com/attestation/specs/",
     # Types and predicates of the formats that are written.
     "https://github.com/confidential-containers/kbs/errors/",
     "https://in-toto.io/",
