@@ -28,7 +28,7 @@ lint: install ## style, types, import contracts, house rules
 
 test: install ## all tests but the slow ones, with the coverage floor
 	@mkdir -p build
-	$(PY) -m pytest -m "not slow" --cov --cov-report=json:build/coverage.json -p scripts.check_coverage
+	$(PY) -m scripts.run_tests
 
 test-slow: install ## the slow suites
 	$(PY) -m pytest -m slow

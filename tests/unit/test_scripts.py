@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from coverage import Coverage, CoverageData
 
-from scripts import check_coverage, check_house
+from scripts import check_coverage, check_house, run_tests
 
 
 def report(**covered: int) -> dict:
@@ -97,3 +98,34 @@ def test_a_handled_error_and_a_package_with_a_tour_pass() -> None:
     path = Path(check_house.ROOT / "src" / "cloister" / "x" / "__init__.py")
     assert [*check_house.check_tree(path, ast.parse(handled))] == []
     assert len([*check_house.check_tree(path, ast.parse("x = 1"))]) == 1
+
+
+def test_a_second_look_is_for_one_or_two_failures_and_nothing_else() -> None:
+    two, three = ["a::b", "c::d"], ["a::b", "c::d", "e::f"]
+    assert run_tests.again(1, two, covered=True)
+    assert not run_tests.again(0, [], covered=True)
+    assert not run_tests.again(1, [], covered=True), "below the floor, or an error while collecting"
+    assert not run_tests.again(1, two, covered=False)
+    assert not run_tests.again(1, three, covered=True)
+    assert not run_tests.again(2, two, covered=True), "interrupted"
+    assert not run_tests.again(3, two, covered=True), "pytest itself failed"
+
+
+@pytest.mark.parametrize(("passes", "code"), [(True, 0), (False, 1)])
+def test_what_fails_again_fails_the_run(
+    passes: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def run(command: list[str], *, check: bool) -> SimpleNamespace:
+        calls.append(command)
+        (tmp_path / "v" / "cache").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "v" / "cache" / "lastfailed").write_text('{"tests/x.py::test_y": true}')
+        return SimpleNamespace(returncode=0 if passes and len(calls) == 2 else 1)
+
+    monkeypatch.setattr(run_tests, "CACHE", tmp_path)
+    monkeypatch.setattr(run_tests, "covered", lambda: True)
+    monkeypatch.setattr("subprocess.run", run)
+    assert run_tests.main() == code
+    assert calls[1][-1] == "tests/x.py::test_y"
+    assert len(calls) == 2
