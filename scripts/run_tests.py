@@ -1,4 +1,4 @@
-"""What ``make test`` runs: all tests but the slow ones with the coverage floor, and a second look at one or two failures.
+"""What ``make test`` runs: all tests but the slow ones with the coverage floor, and a second look at few failures.
 
 Many tests start processes and wait for them on machines that other work shares. Where one or two of thousands fail,
 they run again, by themselves and in a fresh process. If they pass then, the run passes and says FLAKY and their names:
