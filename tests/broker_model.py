@@ -133,15 +133,18 @@ class Book:
 
     def unsaid(self, deal: Deal, statements: tuple[Statement, ...]) -> set[str]:
         """2: every other party says freshly that it is in force."""
-        bad, fresh = set(), {self.name}
+        bad: set[str] = set()
+        heard: list[str] = []
         for said in statements:
             if said.deal != deal.number:
                 bad.add("status.other")
             elif not self.now - deal.lease <= said.issued <= self.now + SKEW:
                 bad.add("status.stale")
             else:
-                fresh.add(said.party)
-        return bad | ({"status.missing"} if set(PARTIES) - fresh else set())
+                heard.append(said.party)
+        if len(heard) > len(set(heard)):
+            bad.add("status.twice")
+        return bad | ({"status.missing"} if set(PARTIES) - {self.name, *heard} else set())
 
     def unaffordable(self, run: Run) -> set[str]:
         """5: the budget of runs."""

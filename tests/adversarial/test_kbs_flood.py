@@ -1,4 +1,4 @@
-"""More requests than a broker wants to serve: from one address, or under one contract."""
+"""More requests than a broker wants to serve: by one address, under one contract, or in too many sessions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_a_flood_of_requests_from_one_address(world: World) -> None:
     world.hospital.restart()
     with serving(world.hospital) as running, client(world, running, SigningKey.generate()) as noisy:
         statuses = [noisy.ask("GET", "/cloister/v1/heads/lab")[0] for _ in range(8)]
-        assert statuses == [200] * 5 + [429] * 3  # the connection itself counts, too
+        assert statuses == [403] * 5 + [429] * 3  # the connection itself counts, too
         assert noisy.code("POST", "/kbs/v0/auth", {}) == (429, "rate.address")
         assert refused_in_the_handshake(running, client_context())  # further ones aren't even greeted
         sock = socket.create_connection(("127.0.0.1", running.port), timeout=60, source_address=("127.0.0.9", 0))
         with client_context().wrap_socket(sock) as other:
             other.sendall(b"GET /cloister/v1/heads/lab HTTP/1.1\r\nHost: broker\r\n\r\n")
-            assert other.recv(12) == b"HTTP/1.1 200"
+            assert other.recv(12) == b"HTTP/1.1 403"
 
 
 def test_a_flood_of_requests_under_one_contract(world: World) -> None:
@@ -51,3 +51,22 @@ def test_a_flood_of_requests_under_one_contract(world: World) -> None:
         assert len(world.hospital.log()) == size  # a flood doesn't fill the log
     elsewhere = world.workload(contract=other, job=world.make_job(other))
     releases.challenge(elsewhere.request())
+
+
+def test_a_flood_of_knocks_under_one_contract_shuts_out_no_other_and_nobody_who_attested(world: World) -> None:
+    """Whoever has a contract's text can knock without any evidence, with as many keys as they like."""
+    world.hospital.limits = replace(world.hospital.limits, sessions=8)
+    world.hospital.restart()
+    releases, served = world.hospital.broker.releases, world.workload()
+    cookie = served.attested(world.hospital)
+    served.fetch(world.hospital, cookie, world.data.digest)  # what it has not fetched yet is its share
+    other = world.sign(world.contract_fields(serial=1, name="other"))
+    elsewhere = world.workload(contract=other, job=world.make_job(other))
+    begun, challenge = releases.challenge(elsewhere.request())
+    with nothing_granted(world.hospital):
+        for _ in range(30):
+            releases.challenge(world.workload().request())
+    releases.attest(begun, elsewhere.attestation(challenge["nonce"]))
+    assert elsewhere.fetch(world.hospital, begun, world.data.digest)
+    assert elsewhere.attested(world.hospital)
+    assert releases.resource(cookie, "hospital", "state-share", "checkpoint")

@@ -20,7 +20,7 @@ from cloister.broker.ledger import Ledger, reconcile
 from cloister.broker.refusals import Refusals
 from cloister.broker.sessions import Sessions
 from cloister.broker.state import ENTRY, Change, State
-from cloister.crypto import SigningKey
+from cloister.crypto import SigningKey, random_bytes
 from cloister.errors import Denied, Misuse, Unavailable, Untrusted
 from tests.broker_world import NOW
 
@@ -222,31 +222,81 @@ def test_counts_of_refusals_are_not_lost() -> None:
 # Sessions.
 
 
-def test_a_served_session_makes_room_and_no_other(calm: Any) -> None:
-    sessions = Sessions(replace(LIMITS, sessions=3))
-    first, second, third = (sessions.open(object(), "nonce", now=NOW) for _ in range(3))  # type: ignore[arg-type]
-    for cookie in (second, third):
-        session, _ = sessions.take_challenge(cookie, "nonce", now=NOW)
-        session.attested = object()  # type: ignore[assignment]
+class Asked:
+    """As much of a request as sessions look at."""
+
+    def __init__(self, contract: bytes, signing: bytes | None = None) -> None:
+        self.contract = self
+        self.digest = contract
+        self.signing = signing or random_bytes(32)
+
+
+def knock(sessions: Sessions, contract: bytes = b"A", signing: bytes | None = None, *, now: int = NOW) -> str:
+    return sessions.open(Asked(contract, signing), "nonce", now=now)  # type: ignore[arg-type]
+
+
+def prove(sessions: Sessions, cookie: str, *, served: bool) -> str:
+    session = sessions.live(cookie, now=NOW)
+    sessions.take_challenge(session, "nonce", now=NOW)
+    sessions.admit(session, object(), now=NOW)  # type: ignore[arg-type]
+    if served:
         session.once("key", lambda: b"secret", limit=1)
-    fourth = sessions.open(object(), "nonce", now=NOW)  # type: ignore[arg-type]
-    for cookie in (first, third, fourth):
-        sessions.live(cookie, now=NOW)
-    with pytest.raises(Denied) as refused:
-        sessions.live(second, now=NOW)
-    assert refused.value.code == "session.absent"
+    return cookie
 
 
-def test_sessions_are_few(calm: Any) -> None:
+def open_ones(sessions: Sessions, cookies: list[str], *, now: int = NOW) -> list[bool]:
+    found = []
+    for cookie in cookies:
+        try:
+            found.append(sessions.live(cookie, now=now) is not None)
+        except Denied:
+            found.append(False)
+    return found
+
+
+def test_a_session_that_attests_makes_a_served_one_of_the_greatest_contract_give_way() -> None:
+    sessions = Sessions(replace(LIMITS, sessions=8))
+    other = prove(sessions, knock(sessions, b"B"), served=True)
+    mine = [prove(sessions, knock(sessions), served=served) for served in (False, True, True)]
+    newest = prove(sessions, knock(sessions, b"C"), served=False)
+    assert open_ones(sessions, [other, *mine, newest]) == [True, True, False, True, True]
+
+
+def test_knocks_push_out_the_oldest_knock_of_the_contract_that_has_most_and_nothing_attested() -> None:
+    sessions = Sessions(replace(LIMITS, sessions=8))
+    attested = [prove(sessions, knock(sessions, contract), served=True) for contract in (b"A", b"B", b"B")]
+    other = knock(sessions, b"B")
+    mine = [knock(sessions) for _ in range(5)]
+    assert open_ones(sessions, [*attested, other]) == [True] * 4
+    assert open_ones(sessions, mine) == [False, False, True, True, True]
+    late = knock(sessions, b"C")
+    assert open_ones(sessions, [other, *mine, late]) == [True, False, False, False, True, True, True]
+
+
+def test_a_session_that_knocks_push_out_while_its_evidence_is_verified_still_attests() -> None:
     sessions = Sessions(replace(LIMITS, sessions=2))
-    request = object()
-    for _ in range(2):
-        sessions.open(request, "nonce", now=NOW)  # type: ignore[arg-type]
-    with pytest.raises(Unavailable) as refused:
-        sessions.open(request, "nonce", now=NOW)  # type: ignore[arg-type]
-    assert refused.value.code == "session.full"
-    # A challenge that nobody answered makes room after its minute.
-    sessions.open(request, "nonce", now=NOW + LIMITS.nonce_seconds)  # type: ignore[arg-type]
+    cookie = knock(sessions)
+    session = sessions.live(cookie, now=NOW)
+    sessions.take_challenge(session, "nonce", now=NOW)
+    knock(sessions)
+    assert open_ones(sessions, [cookie]) == [False]
+    sessions.admit(session, object(), now=NOW)  # type: ignore[arg-type]
+    assert sessions.attested(cookie, now=NOW)[0] is session
+
+
+def test_one_key_has_few_sessions_that_wait() -> None:
+    sessions = Sessions(LIMITS)
+    other = knock(sessions)
+    mine = [knock(sessions, signing=b"k" * 32) for _ in range(10)]
+    assert open_ones(sessions, [other, *mine]) == [True, False, False] + [True] * 8
+
+
+def test_sessions_end_by_themselves() -> None:
+    sessions = Sessions(replace(LIMITS, sessions=8))
+    attested, waiting = prove(sessions, knock(sessions), served=False), knock(sessions)
+    knock(sessions, now=NOW + LIMITS.nonce_seconds)
+    assert open_ones(sessions, [attested, waiting], now=NOW + LIMITS.nonce_seconds) == [True, False]
+    assert open_ones(sessions, [attested], now=NOW + LIMITS.session_seconds) == [False]
 
 
 def test_an_answer_is_made_once() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+import tomllib
 from contextlib import suppress
 from typing import Any
 
@@ -113,11 +115,38 @@ def test_what_is_no_init_data(value: Any, code: str) -> None:
         "\n" * 65_000,
         "a = '''" + "'" * 65_000,
         TOML + '"x" = """' + "\\u0041" * 9_000 + '"""',
+        '\\"""\n' * 13_000,
+        '"' + '\\"' * 16_000,
+        '"' + '\\"' * 32_000,
+        "''" * 32_000,
+        "#\n" * 32_000,
+        "'''\n" + "''a'\n" * 8_000,
+        TOML + '"x" = """' + '\\"' * 32_000,
+        TOML + '"x" = """' + '""x' * 20_000,
     ],
 )
 def test_texts_that_are_made_to_take_long(body: str) -> None:
+    start = time.thread_time()
     with suppress(Malformed):
         read(body)
+    assert time.thread_time() - start < 1  # seconds of a runaway; it takes a few milliseconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"a # \\" b"',
+        "'a # \" b'",
+        '"""a " "" \\""" # b"""',
+        "'''a ' '' # b'''",
+        '"""a"""""',
+        "'''a'''''",
+        '"[{.,"  # [{.,',
+    ],
+)
+def test_nothing_in_a_string_counts_as_form(value: str) -> None:
+    body = TOML + f"key2 = {value}\n" + f"key3 = '''\n{'[{., ' * 100}'''\n"
+    assert read(body).data["key2"] == tomllib.loads(body)["data"]["key2"]
 
 
 @settings(max_examples=300, deadline=None)

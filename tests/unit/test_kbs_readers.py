@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloister.attestation.models import MAX_ADDITIONAL
 from cloister.broker import Limits
 from cloister.broker.kbs_request import read_attestation, read_knock, sent_nonce
 from cloister.crypto import JweKey, canonical_json
@@ -56,6 +57,16 @@ def test_any_json_as_an_attestation(body: Any, version: tuple[int, int, int]) ->
         assert sent_nonce(body) is None or isinstance(sent_nonce(body), str)
     with pytest.raises(CloisterError):
         read_attestation(body, version)
+
+
+def test_additional_evidence_is_as_long_as_evidence_may_be() -> None:
+    """A long boot log and the reports of eight GPUs are beyond 64 KiB."""
+    body = attestation()
+    body["tee-evidence"]["additional_evidence"] = "x" * MAX_ADDITIONAL
+    assert len(read_attestation(body, (0, 4, 0)).additional) == MAX_ADDITIONAL > 64 * 1024
+    body["tee-evidence"]["additional_evidence"] += "x"
+    with pytest.raises(Malformed):
+        read_attestation(body, (0, 4, 0))
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

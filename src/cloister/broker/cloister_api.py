@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..crypto import Envelope
-from ..errors import Denied
+from ..errors import CloisterError, Denied, Untrusted
 from ..fields import Fields, party_name
 from .agreements import Agreements
 from .config import Limits
@@ -17,6 +17,7 @@ from .http import Call, route
 from .kbs import COOKIE
 from .leases import Leases
 from .permits import Permits
+from .sessions import Channel
 from .witness import Heads
 
 __all__ = ["cloister_routes"]
@@ -24,6 +25,14 @@ __all__ = ["cloister_routes"]
 
 def _envelope(f: Fields, key: str, limits: Limits) -> Envelope:
     return Envelope.from_bytes(f.text(key, limit=limits.body).encode())
+
+
+def _check_sender(heads: Heads, party: str, channel: Channel) -> None:
+    """Whom this party has pinned is nobody else's business: a stranger hears the same of every name."""
+    try:
+        heads.check_sender(party, channel)
+    except CloisterError:
+        raise Untrusted("channel.peer", "Heads are exchanged with the broker of a pinned party only.") from None
 
 
 def cloister_routes(
@@ -60,7 +69,8 @@ def _run_routes(leases: Leases, permits: Permits, limits: Limits) -> list[Route]
 
 
 def _peer_routes(agreements: Agreements, heads: Heads, limits: Limits) -> list[Route]:
-    """For anybody: what is signed speaks for itself, and what is asked names a digest that only parties know."""
+    """For anybody: what is signed speaks for itself, and a status names a digest that only parties know.
+    Heads are for the party alone whose log they are of."""
     stranger = partial(public_error, attested=False)
 
     def status(call: Call) -> Response:
@@ -84,11 +94,13 @@ def _peer_routes(agreements: Agreements, heads: Heads, limits: Limits) -> list[R
         proof = [bytes.fromhex(digest) for digest in f.hexes("proof", 32, limit=64)]
         party, note = f.party("party"), f.text("note", limit=limits.body)
         f.done()
-        heads.check_sender(party, call.channel)
+        _check_sender(heads, party, call.channel)
         return json_response({"cosigned": heads.accept(party, note, proof)})
 
     def head(call: Call) -> Response:
-        return json_response({"note": heads.known(party_name(call.params["party"]))})
+        party = party_name(call.params["party"])
+        _check_sender(heads, party, call.channel)
+        return json_response({"note": heads.known(party)})
 
     return [
         route("GET", "/cloister/v1/status/{contract}", status, stranger, limits),

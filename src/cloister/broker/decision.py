@@ -17,7 +17,7 @@ from ..attestation.policy import DEFAULT_POLICY, AppraisalPolicy
 from ..contracts import Contract, ContractState, Job, check_contract, check_job, check_statement, check_statements
 from ..contracts.releases import approved_releases, read_approval
 from ..crypto import Envelope, constant_time_equal
-from ..errors import Denied, Untrusted
+from ..errors import Denied, Malformed, Untrusted
 
 __all__ = [
     "Instance",
@@ -138,14 +138,20 @@ def relevant_approvals(contract: Contract, claims: Claims, approvals: Iterable[E
 
 
 def decide_knock(request: Request, standing: Standing, *, now: int) -> None:
-    """Everything that can be said without evidence: steps 1, 2 and 5 without the asset. Raises Denied or Untrusted."""
+    """Everything that can be said without evidence: steps 1, 2 and 5 without the asset. Raises Denied, Untrusted
+    or Malformed."""
     contract = request.contract
     # 1 and 2. Every party's signature against our own pins; then whether the contract is in force.
     check_contract(contract, standing.state, now=now)
     if contract.platform.assurance != "none" and not standing.witnessed:
         raise Denied("witness.absent", "Above level none, a broker that no witness has checked at start gives no keys.")
     # 2. Every other party says so freshly. Of ourselves we know it from the state that was just checked.
-    fresh = {check_statement(statement, contract, now=now) for statement in request.statements}
+    fresh: set[str] = set()
+    for statement in request.statements:
+        party = check_statement(statement, contract, now=now)
+        if party in fresh:
+            raise Malformed("status.twice", "A request carries two status statements of one party; send one of each.")
+        fresh.add(party)
     check_statements(contract, fresh | {standing.owner})
     # 5. The recipe, the budget, and whether this run may begin, go on or renew.
     if standing.owner not in contract.owners():

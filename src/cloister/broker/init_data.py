@@ -29,9 +29,17 @@ _VERSION = "0.1.0"
 _ALGORITHMS = {name: name.replace("-", "") for name in ("sha256", "sha384", "sha512", "sha-256", "sha-384", "sha-512")}
 # Outside of strings and comments: init-data has one table and no dotted keys.
 _MOST_DOTS, _MOST_BRACKETS, _MOST_COMMAS, _MOST_LINES = 16, 4, 64, 512
-_QUIET = re.compile(  # comments and the four kinds of TOML strings, in the order in which they begin
-    r"""#[^\n]*|'''.*?''''{0,2}|\"\"\"(?:\\.|[^\\])*?\"\"\"\"{0,2}|'[^'\n]*'|"(?:\\.|[^"\\\n])*\"""", re.DOTALL
-)
+_MOST_QUIET = 1024  # comments and strings
+# What follows the opening of a comment or a string, with its end. Possessive: no input makes one look back, and where
+# one finds no end, nothing is looked for any more. So the whole text is passed once.
+_OPENING = re.compile(r"""#|'''|\"\"\"|'|\"""")
+_REST = {
+    "#": re.compile(r"[^\n]*+"),
+    "'''": re.compile(r"[^']*+(?:'(?!'')[^']*+)*+'{3,5}"),
+    '"""': re.compile(r'[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*+"{3,5}', re.DOTALL),
+    "'": re.compile(r"[^'\n]*+'"),
+    '"': re.compile(r'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"'),
+}
 
 HOST_DATA = 32  # SEV-SNP: HOST_DATA, bytes
 MR_CONFIG_ID = 48  # TDX: MRCONFIGID, bytes
@@ -106,7 +114,7 @@ def _malformed() -> Malformed:
 def _toml(text: str) -> Any:
     # tomllib calls itself for nested values, and for a dotted key it looks at every part again for each part. So what
     # is left of the text without strings and comments must be as small as init-data is.
-    bare = _QUIET.sub("", text)
+    bare = _bare(text)
     if bare.count(".") > _MOST_DOTS or bare.count("[") + bare.count("{") > _MOST_BRACKETS:
         raise _malformed()
     if bare.count(",") > _MOST_COMMAS or bare.count("\n") > _MOST_LINES:
@@ -115,6 +123,22 @@ def _toml(text: str) -> Any:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):
         raise _malformed() from None
+
+
+def _bare(text: str) -> str:
+    """The text without comments and strings. It ends where one has no end: there tomllib stops, too."""
+    parts: list[str] = []
+    at = 0
+    for _ in range(_MOST_QUIET):
+        opening = _OPENING.search(text, at)
+        if opening is None:
+            return "".join((*parts, text[at:]))
+        parts.append(text[at : opening.start()])
+        rest = _REST[opening[0]].match(text, opening.end())
+        if rest is None:
+            return "".join(parts)
+        at = rest.end()
+    raise _malformed()
 
 
 def _text(key: str, value: Any) -> str:

@@ -14,8 +14,9 @@ from functools import lru_cache
 from typing import Any
 
 from ..attestation import Evidence, device_data, report_data
+from ..attestation.models import MAX_ADDITIONAL
 from ..contracts import Contract, read_contract, read_job
-from ..crypto import Envelope, frame, sha256
+from ..crypto import Envelope, frame, hpke_seal, sha256
 from ..crypto.jwe import check_jwk
 from ..errors import Denied, Malformed
 from ..fields import Fields
@@ -33,7 +34,7 @@ _LAST_LINE = (0, 4)
 _RUNTIME_DATA = (0, 3)  # from here on the nonce travels with the key
 _COMPOSITE = (0, 4)  # from here on evidence has two parts
 _HASHES = ("sha256", "sha384", "sha512")
-_MAX_ADDITIONAL = 64 * 1024
+_MAX_STATEMENT = 4096  # they have about 500
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,19 @@ def _request(ours: Any, tee: str, limits: Limits) -> Request:
         contract=contract,
         job=read_job(Envelope.from_bytes(c.text("job", limit=limits.body).encode()), contract),
         instance=c.hex("instance", 16),
-        hpke=c.base64("hpke"),
+        hpke=_hpke(c.base64("hpke")),
         signing=c.hex("signing", 32),
         sequence=c.integer("sequence"),
         statements=statements,
     )
     c.done()
     return request
+
+
+def _hpke(public: bytes) -> bytes:
+    """A key that is no use must not be found out when the log has its entry already. Raises Malformed."""
+    hpke_seal(public, b"", b"")
+    return public
 
 
 @lru_cache(maxsize=32)
@@ -141,6 +148,8 @@ def _hash(value: Any) -> str:
 def _envelope(value: Any) -> Envelope:
     if not isinstance(value, str):
         raise Malformed("request.statement", "A status statement is not the text of an envelope.")
+    if len(value) > _MAX_STATEMENT:
+        raise Malformed("request.statement", f"A status statement has at most {_MAX_STATEMENT} bytes.")
     return Envelope.from_bytes(value.encode())
 
 
@@ -169,7 +178,7 @@ def read_attestation(body: Any, version: Version) -> Attestation:
     if version[:2] >= _COMPOSITE:
         evidence = f.child("tee-evidence")
         primary = evidence.raw("primary_evidence")
-        additional = evidence.text("additional_evidence", limit=_MAX_ADDITIONAL)
+        additional = evidence.text("additional_evidence", limit=MAX_ADDITIONAL)
         evidence.done()
     f.done()
     check_jwk(tee_pubkey)

@@ -96,10 +96,11 @@ class KeyReleases:
     def attest(self, cookie: str | None, body: Any) -> str:
         """The attestation result as an EAR token. The challenge is used up, also by evidence that fails."""
         nonce = sent_nonce(body)
-        self._paced(self._sessions.live(cookie, now=self._core.clock()).asked)
-        session, challenge = self._sessions.take_challenge(cookie, nonce, now=self._core.clock())
+        session = self._sessions.live(cookie, now=self._core.clock())
         request = session.asked
+        self._paced(request)
         try:
+            challenge = self._sessions.take_challenge(session, nonce, now=self._core.clock())
             message = read_attestation(body, session.version)
             if request is None:
                 request, claims, standing = self._admit_stock(session, challenge, message)
@@ -111,7 +112,7 @@ class KeyReleases:
         details = {**_names(request), "attester": claims.attester, "level": claims.level, "tee": claims.tee}
         details["policy"] = standing.policy.digest
         self._core.ledger.append("attest.ok", target=request.instance.hex(), details=details)
-        session.attested = Attested(claims, message.tee_pubkey)
+        self._sessions.admit(session, Attested(claims, message.tee_pubkey), now=self._core.clock())
         return result_token(
             claims,
             reference_values(request.contract, standing.approvals),
@@ -240,7 +241,8 @@ class KeyReleases:
                 changes=self._changes(request, standing, lease),
             )
         if request.contract.platform.witness_quorum:
-            receipt = core.herald.gather(receipt.index, request.contract.platform.witness_quorum)
+            witnesses = request.contract.witnesses(core.parties.card.name)
+            receipt = core.herald.gather(receipt.index, request.contract.platform.witness_quorum, witnesses)
         # 7. Only now the key itself.
         if session.stock is not None:
             # It has no HPKE key, and reads the plaintext of the JWE as the resource itself.

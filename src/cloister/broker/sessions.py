@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..attestation import Claims
 from ..crypto import b64url, constant_time_equal, random_bytes
-from ..errors import Denied, Unavailable, Untrusted
+from ..errors import Denied, Untrusted
 from .config import Limits
 from .decision import Request
 
@@ -17,6 +18,7 @@ __all__ = ["Attested", "Channel", "Cookie", "Session", "Sessions"]
 
 _COOKIE = 43  # characters of 32 bytes in base64url
 _COMPOSITE = (0, 4, 0)
+_WAITING_OF_ONE_KEY = 8
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Session:
     channel: Channel | None = None
     version: tuple[int, int, int] = _COMPOSITE
     stock: str | None = None  # its platform
+    cookie: str = ""
     attested: Attested | None = None
     _answers: dict[str, bytes] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -78,6 +81,11 @@ class Session:
         if self.asked is None:
             raise Denied("session.unattested", "This session has not attested; send evidence first.")
         return self.asked
+
+    @property
+    def contract(self) -> bytes:
+        """The digest of what it asks under; empty for a stock guest that has not told."""
+        return b"" if self.asked is None else self.asked.contract.digest
 
     @property
     def served(self) -> bool:
@@ -105,12 +113,19 @@ class Sessions:
     """All open sessions by cookie. The cookie alone opens nothing: it counts only on connections of the client that
     began the session, and keys go out to the attested key only.
 
+    One half of the room is for sessions that wait for evidence, the other for those that attested. Where a half is
+    full, the contract that has most sessions in it makes room with its oldest one. So whoever knocks without end pushes
+    out its own contract's knocks only, never another contract's that has less, and never a workload that attested.
+
     ``on_stolen`` is told of a session whose cookie came from another client; that one learns nothing from the answer.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._sessions: dict[str, Session] = {}
+        self._half = max(1, limits.sessions // 2)
+        # Both in the order in which they began to wait, or attested.
+        self._waiting: dict[str, Session] = {}
+        self._attested: dict[str, Session] = {}
         self._lock = threading.Lock()
         self.on_stolen: Callable[[Session], None] = lambda _: None
 
@@ -124,26 +139,37 @@ class Sessions:
         version: tuple[int, int, int] = _COMPOSITE,
         stock: str | None = None,
     ) -> str:
-        """The new session's cookie. Raises Unavailable when too many are open."""
+        """The new session's cookie."""
         cookie = b64url(random_bytes(32))
+        session = Session(request, now, nonce, channel, version, stock, cookie)
         with self._lock:
             self._drop_ended(now)
-            if len(self._sessions) >= self._limits.sessions and not self._drop_served():
-                raise Unavailable("session.full", "Too many sessions are open; try again in a minute.")
-            self._sessions[cookie] = Session(request, now, nonce, channel, version, stock)
+            self._drop_own(request)
+            if len(self._waiting) >= self._half:
+                _make_room(self._waiting)
+            self._waiting[cookie] = session
         return cookie
+
+    def admit(self, session: Session, attested: Attested, *, now: int) -> None:
+        """The session has attested. It counts from now on, also if knocks pushed it out while evidence was verified."""
+        with self._lock:
+            self._drop_ended(now)
+            self._waiting.pop(session.cookie, None)
+            if len(self._attested) >= self._half:
+                _make_room(self._attested)
+            session.attested = attested
+            self._attested[session.cookie] = session
 
     def live(self, cookie: str | None, *, now: int) -> Session:
         """The session of a cookie, whatever became of its challenge. Raises Denied("session.absent")."""
         return self._live(cookie, now)
 
-    def take_challenge(self, cookie: str | None, nonce: str | None, *, now: int) -> tuple[Session, str]:
-        """The session that was challenged with ``nonce``, and its own nonce. That is used up now, whatever comes of it.
+    def take_challenge(self, session: Session, nonce: str | None, *, now: int) -> str:
+        """The session's own nonce, if it was challenged with ``nonce``. It is used up now, whatever comes of it.
 
-        ``nonce`` is None in versions whose messages carry none. Raises Denied("session.absent") without a live session,
-        Untrusted("nonce.*") for a nonce that is used up, too old, or another session's.
+        ``nonce`` is None in versions whose messages carry none. Raises Untrusted("nonce.*") for a nonce that is used
+        up, too old, or another session's.
         """
-        session = self._live(cookie, now)
         with self._lock:
             expected, session.nonce = session.nonce, None
         if expected is None:
@@ -152,7 +178,7 @@ class Sessions:
             raise Untrusted("nonce.expired", "This challenge is too old; ask for a new one.")
         if nonce is not None and expected != nonce:
             raise Untrusted("nonce.other", "The evidence answers another challenge than this session's.")
-        return session, expected
+        return expected
 
     def attested(self, cookie: str | None, *, now: int) -> tuple[Session, Attested]:
         """The session of a workload that has proved itself; Denied otherwise."""
@@ -164,7 +190,9 @@ class Sessions:
     def _live(self, cookie: str | None, now: int) -> Session:
         # A lookup by hash of 256 random bits: timing tells nothing that helps to guess one.
         with self._lock:
-            session = self._sessions.get(cookie) if cookie is not None and len(cookie) == _COOKIE else None
+            session = None
+            if cookie is not None and len(cookie) == _COOKIE:
+                session = self._attested.get(cookie) or self._waiting.get(cookie)
         if session is not None and cookie is not None and not session.reached_by(cookie):
             self.on_stolen(session)
             session = None
@@ -172,19 +200,27 @@ class Sessions:
             raise Denied("session.absent", "There is no such session; begin with a new request.")
         return session
 
-    def _drop_served(self) -> bool:
-        """Make room: the oldest session that was given something ends. A workload asks for all it needs at once, and
-        can attest again. A stranger's session is never one of these: noise pushes nobody out who waits for a key."""
-        for cookie, session in self._sessions.items():
-            if session.attested is not None and session.served:
-                del self._sessions[cookie]
-                return True
-        return False
+    def _drop_own(self, request: Request | None) -> None:
+        """One workload needs few sessions at once. Its key is proved, so nobody else can use them up."""
+        if request is None:
+            return
+        own = [c for c, s in self._waiting.items() if s.asked is not None and s.asked.signing == request.signing]
+        for cookie in own[: max(0, len(own) - _WAITING_OF_ONE_KEY + 1)]:
+            del self._waiting[cookie]
 
     def _drop_ended(self, now: int) -> None:
-        keep = self._limits.session_seconds
-        waiting = self._limits.nonce_seconds
-        for cookie, session in list(self._sessions.items()):
-            life = keep if session.attested is not None else waiting
-            if now >= session.opened + life:
-                del self._sessions[cookie]
+        for sessions, life in (
+            (self._waiting, self._limits.nonce_seconds),
+            (self._attested, self._limits.session_seconds),
+        ):
+            for cookie, session in list(sessions.items()):
+                if now >= session.opened + life:
+                    del sessions[cookie]
+
+
+def _make_room(sessions: dict[str, Session]) -> None:
+    """Of the contract that has most of them, the oldest that was given something ends, else the oldest. A workload asks
+    for all it needs at once, and can attest again."""
+    most, _ = Counter(session.contract for session in sessions.values()).most_common(1)[0]
+    mine = [cookie for cookie, session in sessions.items() if session.contract == most]
+    del sessions[next((cookie for cookie in mine if sessions[cookie].served), mine[0])]

@@ -42,7 +42,7 @@ def in_force_statement(contract: Contract, party: str, key: Signer, *, now: int)
 
 
 def check_statement(envelope: Envelope, contract: Contract, *, now: int) -> str:
-    """The party whose fresh in-force statement this is. Raises Untrusted or Denied.
+    """The party whose fresh in-force statement this is. Raises Malformed, Untrusted or Denied.
 
     A statement lives for one lease, so that a party that stops answering, or is being silenced, stops
     every release within one lease: silence never reads as consent.
@@ -54,7 +54,7 @@ def check_statement(envelope: Envelope, contract: Contract, *, now: int) -> str:
     keys = contract.parties.get(party)
     if keys is None or digest != contract.digest:
         raise Untrusted("status.other", "A status statement speaks of another contract or party.")
-    envelope.verify(STATUS_TYPE, [keys.status])
+    envelope.verify_sole(STATUS_TYPE, [keys.status])
     if not now - contract.lease_seconds <= issued <= now + _CLOCK_SKEW:
         raise Denied("status.stale", f"The in-force statement of {party} is older than one lease.", party=party)
     return party
@@ -149,7 +149,7 @@ def read_job(envelope: Envelope, contract: Contract) -> Job:
         raise Untrusted(
             "job.contract", "The job belongs to another contract, or its submitter is no party to this one."
         )
-    envelope.verify(JOB_TYPE, [keys.signing])
+    envelope.verify_sole(JOB_TYPE, [keys.signing])
     return job
 
 

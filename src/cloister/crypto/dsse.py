@@ -20,6 +20,7 @@ from .signatures import Signer, verify_ed25519
 __all__ = ["Envelope", "pae", "sign_document"]
 
 _MAX_SIGNATURES = 64
+_MAX_KEYID = 128  # ours are an Ed25519 key in hex
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -71,6 +72,14 @@ class Envelope:
         if not found:
             raise Untrusted("dsse.unsigned", "The document carries no valid signature by an expected key.")
         return found
+
+    def verify_sole(self, payload_type: str, keys: Iterable[bytes]) -> bytes:
+        """The one of ``keys`` that signed, for documents that one party signs. Raises Malformed for any other number of
+        signatures than one, and for a long key id, which nobody signed: whoever sends such a document must not choose
+        how many are verified, nor what is kept with it. Else as ``verify``."""
+        if len(self.signatures) != 1 or len(self.signatures[0][0]) > _MAX_KEYID:
+            raise Malformed("dsse.signatures", "A document that one party signs carries exactly one signature.")
+        return self.verify(payload_type, keys)[0]
 
     def _has_valid(self, key: bytes, message: bytes) -> bool:
         for _, signature in self.signatures:

@@ -88,8 +88,8 @@ def _from_rsa(jwk: dict[str, Any]) -> rsa.RSAPublicKey:
     if not n or not e or n[0] == 0 or e[0] == 0:  # RFC 7518 §2: Base64urlUInt has no leading zero
         raise Malformed("jwe.key", "A number of the RSA JWK is empty or has a leading zero.")
     modulus, exponent = int.from_bytes(n, "big"), int.from_bytes(e, "big")
-    if modulus.bit_length() not in _RSA_BITS or exponent != _RSA_EXPONENT:
-        raise Malformed("jwe.key", "The RSA JWK does not have 2048 to 4096 bits and the exponent 65537.")
+    if modulus.bit_length() not in _RSA_BITS or modulus % 2 == 0 or exponent != _RSA_EXPONENT:
+        raise Malformed("jwe.key", "The RSA JWK does not have an odd modulus of 2048 to 4096 bits and exponent 65537.")
     try:
         return rsa.RSAPublicNumbers(exponent, modulus).public_key()
     except ValueError:
@@ -97,7 +97,8 @@ def _from_rsa(jwk: dict[str, Any]) -> rsa.RSAPublicKey:
 
 
 def check_jwk(jwk: Any) -> _PublicKey:
-    """The key of a ``tee-pubkey`` (KBS "Key Format"): exactly the published members, and an algorithm of ours.
+    """The key of a ``tee-pubkey`` (KBS "Key Format"): exactly the published members, and an algorithm of ours. It is
+    tried: what passes here can be encrypted to.
 
     Raises Malformed: ``jwe.algorithm`` for another ``alg`` (RSA1_5 included), ``jwe.key`` for all else.
     """
@@ -108,10 +109,13 @@ def check_jwk(jwk: Any) -> _PublicKey:
     if set(jwk) != (_EC_FIELDS if jwk["alg"] == ECDH_ES else _RSA_FIELDS):
         raise Malformed("jwe.key", "The JWK does not have exactly the members of its kind of key.")
     if jwk["alg"] == ECDH_ES:
-        return _from_point(jwk)
-    if jwk["kty"] != "RSA":
+        public: _PublicKey = _from_point(jwk)
+    elif jwk["kty"] != "RSA":
         raise Malformed("jwe.key", "The key's algorithm does not fit its type.")
-    return _from_rsa(jwk)
+    else:
+        public = _from_rsa(jwk)
+    _wrap(public, random_bytes(32))
+    return public
 
 
 def concat_kdf(shared: bytes, algorithm: str, bits: int, *, apu: bytes = b"", apv: bytes = b"") -> bytes:
@@ -180,6 +184,17 @@ class JweKey:
         raise TypeError("a private key is not pickled")
 
 
+def _wrap(public: _PublicKey, cek: bytes) -> tuple[bytes, dict[str, Any]]:
+    """The encrypted content key, and what else the header says of it. Raises Malformed for a key that is no use."""
+    try:
+        if isinstance(public, rsa.RSAPublicKey):
+            return public.encrypt(cek, _oaep()), {}
+        ephemeral = ec.generate_private_key(ec.SECP256R1())
+        return keywrap.aes_key_wrap(_kek(ephemeral, public), cek), {"epk": _point(ephemeral.public_key())}
+    except ValueError:
+        raise Malformed("jwe.key", "Nothing can be encrypted to the JWK.") from None
+
+
 def _number(value: int) -> str:
     return b64url(value.to_bytes((value.bit_length() + 7) // 8, "big"))
 
@@ -202,13 +217,8 @@ def jwe_encrypt(public_jwk: Any, plaintext: bytes) -> bytes:
     """A KBS resource response that only the holder of ``public_jwk`` opens. Raises Malformed for a bad key."""
     public = check_jwk(public_jwk)
     cek, iv = random_bytes(32), random_bytes(12)
-    header: dict[str, Any] = {"alg": public_jwk["alg"], "enc": _ENC}
-    if isinstance(public, rsa.RSAPublicKey):
-        wrapped = public.encrypt(cek, _oaep())
-    else:
-        ephemeral = ec.generate_private_key(ec.SECP256R1())
-        header["epk"] = _point(ephemeral.public_key())
-        wrapped = keywrap.aes_key_wrap(_kek(ephemeral, public), cek)
+    wrapped, more = _wrap(public, cek)
+    header: dict[str, Any] = {"alg": public_jwk["alg"], "enc": _ENC, **more}
     protected = b64url(canonical_json(header))
     sealed = AESGCM(cek).encrypt(iv, plaintext, protected.encode())
     return canonical_json(
