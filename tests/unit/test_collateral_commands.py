@@ -92,10 +92,30 @@ def test_a_tpms_quote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     primary = forge.evidence(evidence_forge.Log()).primary
     path = tmp_path / "quote.json"
     path.write_text(json.dumps(primary))
-    code, body, _ = run(capsys, "evidence", "verify", str(path), "--platform", "tpm")
-    assert (code, body["devices"][0]["tee"]) == (0, "tpm")
+    words = ["evidence", "verify", str(path), "--platform", "tpm"]
+    code, body, _ = run(capsys, *words, "--allow-unvouched")
+    assert (code, body["devices"][0]["tee"], body["verified"], body["unvouched"]) == (0, "tpm", False, ["tpm0"])
     path.write_text(json.dumps(primary | {"pcrs": {**primary["pcrs"], "3": "00" * 32}}))
-    assert run(capsys, "evidence", "verify", str(path), "--platform", "tpm")[0] == 4
+    assert run(capsys, *words)[0] == 4
+    assert run(capsys, *words, "--allow-unvouched")[0] == 4
+
+
+def test_a_quote_under_a_self_made_key_is_not_called_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "quote.json"
+    path.write_text(json.dumps(evidence_forge.Forge().evidence(evidence_forge.Log()).primary))
+    words = ["evidence", "verify", str(path), "--platform", "tpm"]
+    code, body, _ = run(capsys, *words)
+    assert (code, body["error"]["code"]) == (3, "evidence.unvouched")
+    assert main(words) == 3
+    shown = capsys.readouterr()
+    assert "verified" not in shown.out
+    assert "anybody can make such a quote" in shown.err
+    assert main([*words, "--allow-unvouched"]) == 0
+    text = capsys.readouterr().out
+    assert "tpm0: not verified." in text
+    assert "No maker vouches for this TPM's key" in text
 
 
 def test_words_for_people(capsys: pytest.CaptureFixture[str], vectors: Path) -> None:

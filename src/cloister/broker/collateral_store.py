@@ -3,26 +3,28 @@
 One file a piece, written anew and renamed into place, so that a crash leaves the piece before or the piece after. A
 file that is not whole is passed over and named in ``damaged``. What the vendors sign is verified where it is used;
 besides, a piece that is older than what is here, or whose signature does not hold, never takes its place: else whoever
-brings a bundle could bring back a revocation list from before a revocation.
+brings a bundle could bring back a revocation list from before a revocation. Writers take turns, also between processes,
+and each looks at what is there before it judges.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ..attestation.collateral import CollateralSet, Item
 from ..crypto import canonical_json, frame, parse_canonical, sha256
-from ..errors import CloisterError, Malformed, Misuse, Unavailable, Untrusted
+from ..errors import CloisterError, Malformed, Misuse, Unavailable
 from ..fields import Fields
-from .collateral_facts import PINNED, Pinned, examine
+from .collateral_facts import PINNED, Pinned, check_displaces
 
 __all__ = ["MAX_BUNDLE", "MAX_ITEMS", "CollateralStore", "Kept", "read_bundle", "write_bundle"]
 
@@ -33,6 +35,8 @@ MAX_BUNDLE: Final = 16 * 1024 * 1024
 _MAX_FILE: Final = 4 * 1024 * 1024
 _MAX_MISSED: Final = 64
 _LOOK_SECONDS: Final = 1.0
+_TURN_SECONDS: Final = 30.0
+_TURN_PAUSE: Final = 0.05
 _SUFFIX: Final = ".collateral"
 _BUNDLE: Final = "collateral-bundle/v1"
 
@@ -40,7 +44,8 @@ _BUNDLE: Final = "collateral-bundle/v1"
 @dataclass(frozen=True)
 class Kept:
     """A piece with what only the cache knows: ``etag``, by which a vendor says whether it has a newer one, and
-    ``request``, the question that it is the answer to (OCSP), so that it can be asked again."""
+    ``request``, the question that it is the answer to (OCSP), so that it can be asked again. Both must come from this
+    cache's own fetching: an old list beside the present one's ETag would be called the newest for ever."""
 
     item: Item
     etag: str = ""
@@ -125,32 +130,60 @@ class CollateralStore:
         return CollateralSet(kept.item for kept in self.kept())
 
     def put(self, pieces: Iterable[Kept], *, now: int) -> list[Kept]:
-        """Take over what is as good as what is here or better; what was taken. All are judged before any is written.
+        """Take over what is as good as what is here or better; what was taken. All are judged before any is written,
+        against what is in the folder then, also if another process wrote it this moment.
 
-        Raises Untrusted for the first that is not: ``collateral.future`` (obtained later than ``now``),
-        ``collateral.older`` (than the piece here), ``collateral.unchecked`` (unlike the piece here), or what its
-        signature fails with; Misuse ``collateral.full``; Unavailable.
+        Raises Untrusted for the first that is not: ``collateral.future`` (obtained later than ``now``, or good only
+        after it by more than half a day), ``collateral.older`` (than the piece here), ``collateral.unchecked`` (unlike
+        the piece here), ``collateral.other`` (than its name says), or what its signature fails with; Misuse
+        ``collateral.full``; Unavailable.
         """
         offered = list(pieces)
+        if not self._folder.exists():
+            self._judge(offered, now)  # what is refused does not make a folder
+        with self._turn():
+            self.reload()
+            taken = self._judge(offered, now)
+            for kept in taken:
+                self._write(kept)
+            with self._lock:
+                self._kept.update({(kept.item.kind, kept.item.name): kept for kept in taken})
+        return taken
+
+    def _judge(self, offered: Iterable[Kept], now: int) -> list[Kept]:
         with self._lock:
             present = dict(self._kept)
-        beside = CollateralSet([*(kept.item for kept in present.values()), *(kept.item for kept in offered)])
-        for kept in offered:
-            _check(kept.item, present.get((kept.item.kind, kept.item.name)), beside, now, self.pinned)
-        after = {**present, **{(kept.item.kind, kept.item.name): kept for kept in offered}}
+        taken = [_beside(kept, present.get((kept.item.kind, kept.item.name))) for kept in offered]
+        after = {**present, **{(kept.item.kind, kept.item.name): kept for kept in taken}}
         if len(after) > MAX_ITEMS or sum(_size(kept.item) for kept in after.values()) > MAX_BYTES:
             raise Misuse("collateral.full", "There is more collateral than is kept here; remove what nobody needs.")
-        for kept in offered:
-            self._write(kept)
-        with self._lock:
-            self._kept.update({(kept.item.kind, kept.item.name): kept for kept in offered})
-        return offered
+        beside = CollateralSet([*(kept.item for kept in present.values()), *(kept.item for kept in taken)])
+        for kept in taken:
+            known = present.get((kept.item.kind, kept.item.name))
+            before = None if known is None else known.item
+            check_displaces(kept.item, before, beside, now=now, pinned=self.pinned)
+        return taken
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Alone among all writers, threads and processes. Who waits too long gives up: Unavailable."""
+        with _writing():
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _take(fd)
+            yield
+        finally:
+            os.close(fd)  # whoever waits is next
 
     def remove(self, kind: str, name: str) -> None:
-        with self._lock:
-            self._kept.pop((kind, name), None)
-        with _writing():
-            self._path(kind, name).unlink(missing_ok=True)
+        if not self._folder.exists():
+            return
+        with self._turn():
+            with _writing():
+                self._path(kind, name).unlink(missing_ok=True)
+            with self._lock:
+                self._kept.pop((kind, name), None)
 
     def _path(self, kind: str, name: str) -> Path:
         return self._folder / _file_name(kind, name)
@@ -159,7 +192,6 @@ class CollateralStore:
         path = self._path(kept.item.kind, kept.item.name)
         draft = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.new")
         with _writing():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(canonical_json(_document(kept)))
@@ -185,27 +217,37 @@ class _writing:
             ) from error
 
 
-def _check(item: Item, known: Kept | None, beside: CollateralSet, now: int, pinned: Pinned) -> None:
-    if item.obtained > now:
-        raise Untrusted(
-            "collateral.future", "A piece of collateral was obtained in the future; check the clocks.", name=item.name
-        )
-    found = examine(item, beside, now=now, pinned=pinned)
-    if found.refusal is not None and not found.only_time:
-        raise Untrusted(found.refusal.code, f"The {item.kind} {item.name} is not genuine: {found.refusal.message}")
-    if known is None or known.item.data == item.data:
-        return
-    before = examine(known.item, beside, now=now, pinned=pinned)
-    if before.refusal is not None and not before.only_time:
-        return  # one that is here and not genuine is no reason to keep another one out
-    if before.checked and not found.checked:
-        raise Untrusted(
-            "collateral.unchecked", f"Nothing shows that the {item.kind} {item.name} is genuine, unlike the one here."
-        )
-    if before.version is not None and found.version is not None and found.version < before.version:
-        raise Untrusted(
-            "collateral.older", f"The {item.kind} {item.name} is older than the one that is here; fetch a new one."
-        )
+def _take(fd: int) -> None:
+    end = time.monotonic() + _TURN_SECONDS
+    while not _taken(fd):
+        if time.monotonic() >= end:
+            raise Unavailable(
+                "collateral.busy", "Another process is writing collateral and does not end; try again later."
+            )
+        time.sleep(_TURN_PAUSE)
+
+
+def _taken(fd: int) -> bool:
+    with _writing():
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _beside(kept: Kept, known: Kept | None) -> Kept:
+    """With what this cache knows of the same piece: an import brings neither ETag nor question. The same data keeps its
+    ETag, and the chain by which it is checked; an OCSP response also keeps the chain of an earlier one, for its name is
+    the hash of the certificate that both are about."""
+    if known is None:
+        return kept
+    item, asked = kept.item, kept.item.kind == "nvidia-ocsp"
+    same = item.data == known.item.data
+    if (same or asked) and not item.chain:
+        item = replace(item, chain=known.item.chain)
+    request = kept.request or known.request if asked else b""
+    return Kept(item, kept.etag or (known.etag if same else ""), request)
 
 
 def _size(item: Item) -> int:
@@ -254,17 +296,19 @@ def _read(path: Path) -> Kept:
 
 
 def write_bundle(pieces: Iterable[Kept]) -> bytes:
-    """One file to carry into a closed site. Nothing signs it: every piece is its vendor's."""
-    return canonical_json({"items": [_document(kept) for kept in pieces], "type": _BUNDLE})
+    """One file to carry into a closed site. Nothing signs it: every piece is its vendor's. ETags and OCSP questions
+    stay here, for ``read_bundle`` believes nobody's."""
+    return canonical_json({"items": [_document(Kept(kept.item)) for kept in pieces], "type": _BUNDLE})
 
 
 def read_bundle(data: bytes) -> list[Kept]:
-    """The pieces of a bundle; each key at most once. Raises Malformed."""
+    """The pieces of a bundle; each key at most once. ETags and questions in it are dropped: a vendor's signature does
+    not cover them. Raises Malformed."""
     f = Fields(parse_canonical(data, limit=MAX_BUNDLE), "bundle of collateral")
     f.text("type", choices=(_BUNDLE,))
-    pieces = f.items("items", _from_document, limit=MAX_ITEMS)
+    pieces = [Kept(kept.item) for kept in f.items("items", _from_document, limit=MAX_ITEMS)]
     f.done()
     keys = {(kept.item.kind, kept.item.name) for kept in pieces}
     if len(keys) != len(pieces):
         raise Malformed("collateral.twice", "A bundle of collateral holds one piece twice.")
-    return list(pieces)
+    return pieces

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import http.client
 import random
-import re
 import socket
 import ssl
 import threading
@@ -23,81 +22,25 @@ from typing import Final
 
 from ..attestation.collateral import MAX_ITEM, Item
 from ..crypto import parse_json
-from ..errors import CloisterError, Malformed, Misuse, Unavailable
+from ..errors import CloisterError, Malformed, Unavailable
 from ..fields import Fields
 from .clock import Clock
 from .collateral_facts import examine
 from .collateral_store import CollateralStore, Kept
+from .vendors import PRODUCTS, Sources, Wanted, request_of
 
 __all__ = ["Answer", "Fetcher", "Refresher", "Sources", "Wanted", "request_of"]
 
-Wanted = tuple[str, str]
-"""Kind and name of a piece of collateral."""
-
 _DAY: Final = 86_400
 _TRIES: Final = 3
-_LOCAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-_PRODUCTS: Final = {"milan": "Milan", "genoa": "Genoa", "turin": "Turin"}
-_VCEK = re.compile(r"([0-9a-f]{128}|[0-9a-f]{16})-([0-9a-f]{16})")
-_FMSPC = re.compile(r"([0-9a-f]{12})-(sgx|tdx)")
-_RIM = re.compile(r"[0-9A-Za-z_.-]{1,128}")
+_MAX_NOTES: Final = 8
+_MAX_SHOWN: Final = 80
 # Intel's headers that carry the issuer chain, percent-encoded (PCS API version 4).
 _CHAINS: Final = {
     "intel-tcb": "tcb-info-issuer-chain",
     "intel-qe-identity": "sgx-enclave-identity-issuer-chain",
     "intel-pck-crl": "sgx-pck-crl-issuer-chain",
 }
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Base URLs. The defaults are the vendors' public services; a cache in an owner's own network answers the same."""
-
-    amd_kds: str = "https://kdsintf.amd.com"
-    intel_pcs: str = "https://api.trustedservices.intel.com"
-    intel_roots: str = "https://certificates.trustedservices.intel.com"
-    nvidia_rim: str = "https://rim.attestation.nvidia.com"
-    nvidia_ocsp: str = "https://ocsp.ndis.nvidia.com"
-
-    def __post_init__(self) -> None:
-        for url in (self.amd_kds, self.intel_pcs, self.intel_roots, self.nvidia_rim, self.nvidia_ocsp):
-            parts = urllib.parse.urlsplit(url)
-            plain = parts.scheme == "http" and parts.hostname in _LOCAL
-            if not (parts.scheme == "https" or plain) or not parts.hostname or parts.query or parts.fragment:
-                raise Misuse("fetch.url", "Give a source of collateral as an https address without a query.")
-
-
-def request_of(wanted: Wanted, sources: Sources, *, product: str | None = None) -> str:
-    """The URL of a piece. ``product``: the processor that a VCEK is of, which its name does not say. Raises Misuse for
-    what no vendor gives out, and for names that no vendor's piece has: names may come from unverified evidence."""
-    kind, name = wanted
-    if kind in ("amd-chain", "amd-crl"):
-        key = "vlek" if name.endswith("-vlek") else "vcek"
-        model = _PRODUCTS.get(name.removesuffix("-vlek"))
-        if model is not None:
-            return f"{sources.amd_kds}/{key}/v1/{model}/{'crl' if kind == 'amd-crl' else 'cert_chain'}"
-    if kind == "amd-vcek" and product in _PRODUCTS and (match := _VCEK.fullmatch(name)):
-        return f"{sources.amd_kds}/vcek/v1/{_PRODUCTS[product]}/{match[1]}?{_spls(match[2], product)}"
-    if kind == "intel-tcb" and (match := _FMSPC.fullmatch(name)):
-        return f"{sources.intel_pcs}/{match[2]}/certification/v4/tcb?fmspc={match[1]}"
-    if kind == "intel-qe-identity" and name in ("sgx", "tdx"):
-        return f"{sources.intel_pcs}/{name}/certification/v4/qe/identity"
-    if kind == "intel-pck-crl" and name in ("platform", "processor"):
-        return f"{sources.intel_pcs}/sgx/certification/v4/pckcrl?ca={name}&encoding=der"
-    if kind == "intel-root-crl" and name == "root":
-        return f"{sources.intel_roots}/IntelSGXRootCA.der"
-    if kind == "nvidia-rim" and _RIM.fullmatch(name):
-        return f"{sources.nvidia_rim}/v1/rim/{name}"
-    raise Misuse("fetch.unknown", "No vendor's service gives out such a piece of collateral.")
-
-
-def _spls(tcb: str, product: str) -> str:
-    """AMD 57230: the parts of a TCB version as parameters. ``tcb``: 16 digits, the most significant byte first."""
-    value = bytes.fromhex(tcb)[::-1]
-    names = {0: "blSPL", 1: "teeSPL", 6: "snpSPL", 7: "ucodeSPL"}
-    if product == "turin":
-        names = {0: "fmcSPL", 1: "blSPL", 2: "teeSPL", 3: "snpSPL", 7: "ucodeSPL"}
-    return "&".join(f"{name}={value[at]:02d}" for at, name in names.items())
 
 
 @dataclass(frozen=True)
@@ -122,7 +65,8 @@ class Fetcher:
 
     def fetch(self, wanted: Wanted, *, now: int, known: Kept | None = None, product: str | None = None) -> Kept:
         """The piece, not verified. Raises Unavailable ``fetch.*``, Malformed for an answer of another form."""
-        if known is not None and known.request:
+        # Only an OCSP response is the answer to a question; of any other piece there is one for all.
+        if known is not None and known.request and wanted[0] == "nvidia-ocsp":
             return self.ask(wanted, known.request, now=now)
         url = request_of(wanted, self.sources, product=product)
         answer = self._patiently(url, known.etag if known is not None else "")
@@ -260,6 +204,7 @@ class Refresher:
         self._margin, self._interval = margin, interval
         self._always = tuple(always)
         self._trouble: dict[Wanted, str] = {}
+        self._guard = threading.Lock()  # over _trouble: owners read it while a round goes on
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -283,21 +228,31 @@ class Refresher:
         """Ask for what is due; how many pieces came. Raises nothing."""
         came = 0
         known = {(piece.item.kind, piece.item.name): piece for piece in self._store.kept()}
-        for wanted in self.due():
+        due = self.due()
+        with self._guard:
+            # Names from evidence that nobody has verified would otherwise pile up for as long as the broker runs.
+            self._trouble = {wanted: self._trouble[wanted] for wanted in due if wanted in self._trouble}
+        for wanted in due:
             if self._stop.is_set():
                 break
             try:
                 self._get(wanted, known.get(wanted))
             except CloisterError as error:
-                self._trouble[wanted] = f"Collateral {wanted[0]} {wanted[1]}: {error.message}"
+                self._note(wanted, f"Collateral {wanted[0]} {_shown(wanted[1])}: {error.message}")
             else:
-                self._trouble.pop(wanted, None)
+                self._note(wanted, "")
                 came += 1
         return came
 
+    def _note(self, wanted: Wanted, trouble: str) -> None:
+        with self._guard:
+            self._trouble.pop(wanted, None)
+            if trouble:
+                self._trouble[wanted] = trouble
+
     def _get(self, wanted: Wanted, known: Kept | None) -> None:
         now = self._clock()
-        products: tuple[str | None, ...] = tuple(_PRODUCTS) if wanted[0] == "amd-vcek" else (None,)
+        products: tuple[str | None, ...] = tuple(PRODUCTS) if wanted[0] == "amd-vcek" else (None,)
         if wanted[0] == "amd-vcek" and len(wanted[1].partition("-")[0]) == 16:
             products = ("turin",)  # the only one with chip ids of eight bytes
         for product in products:
@@ -309,9 +264,12 @@ class Refresher:
                     raise
 
     def notes(self) -> list[str]:
-        """What the owner should know: pieces that could not be fetched, and files that are damaged."""
+        """What the owner should know: files that are damaged, and pieces that could not be fetched. The first few of
+        either, what was missed last, so that made-up evidence hides nothing; of the others how many there are."""
         damaged = [f"Collateral: the file {name} is damaged and not used." for name in self._store.damaged]
-        return [*damaged, *(text for _, text in sorted(self._trouble.items()))]
+        with self._guard:
+            trouble = list(self._trouble.values())
+        return [*_few(damaged, "files are damaged"), *_few(trouble, "pieces could not be fetched")]
 
     def start(self) -> None:
         if self._thread is None:
@@ -326,3 +284,13 @@ class Refresher:
         while not self._stop.is_set():
             self.look()
             self._stop.wait(self._interval)
+
+
+def _shown(name: str) -> str:
+    """A name from evidence, for a sentence: no more than people read, and nothing that moves a cursor."""
+    return "".join(c if c.isprintable() else "?" for c in name[:_MAX_SHOWN])
+
+
+def _few(notes: list[str], what: str) -> list[str]:
+    more = len(notes) - _MAX_NOTES
+    return notes if more <= 0 else [*notes[:_MAX_NOTES], f"Collateral: {more} more {what}."]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from ..broker.collateral_facts import examine
 from ..broker.collateral_store import MAX_BUNDLE, CollateralStore, Kept, read_bundle, write_bundle
 from ..broker.fetching import Fetcher, Sources
 from ..crypto import parse_json
+from ..crypto.x509 import read_certificates
 from ..errors import CloisterError, Malformed, Misuse
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 MAX_FILE: Final = MAX_BUNDLE
+_END: Final = b"-----END CERTIFICATE-----"
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,20 @@ def fetch_gpu_answers(
     store, fetcher = CollateralStore(folder), Fetcher(sources or Sources())
     at = int(time.time()) if now is None else now
     requests = revocation_requests(chain, now=at)
-    came = [fetcher.ask(("nvidia-ocsp", name), request, now=at) for name, request in requests.items()]
+    above = _from_each(chain)
+    came = []
+    for name, request in requests.items():
+        answer = fetcher.ask(("nvidia-ocsp", name), request, now=at)
+        # With the certificates up to the root beside it the cache can check it, and nothing forged displaces it.
+        came.append(replace(answer, item=replace(answer.item, chain=above[name])))
     return _pieces(store, store.put(came, now=at), at)
+
+
+def _from_each(chain: bytes) -> dict[str, bytes]:
+    """Of a chain that ``revocation_requests`` took (PEM, strict): from each certificate, by its SHA-256, up to the
+    root."""
+    blocks = [block + _END + b"\n" for block in chain.rstrip(b"\0").strip().split(_END) if block.strip()]
+    return {c.fingerprint: b"".join(blocks[at:]) for at, c in enumerate(read_certificates(chain))}
 
 
 def _wanted(text: str) -> tuple[str, str, str | None]:

@@ -6,7 +6,7 @@ key (SHA-256 of its SubjectPublicKeyInfo), and what isn't understood is refused.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
@@ -30,6 +30,7 @@ __all__ = [
     "read_certificate",
     "read_certificates",
     "read_crl",
+    "verify_authorities",
     "verify_chain",
     "verify_crl",
 ]
@@ -61,23 +62,38 @@ def verify_chain(
     certificate but the root needs one in its time. Raises Untrusted with an ``x509.*`` or ``crl.*`` code, Malformed for
     a chain without a certificate or with too many.
     """
-    if not 1 <= len(chain) <= MAX_CHAIN:
-        raise Malformed("x509.count", f"A certificate chain must hold 1 to {MAX_CHAIN} certificates.")
-    if chain[-1].key_fingerprint not in roots:
-        raise Untrusted("x509.root", "The certificate chain does not end in a pinned root.")
     understood = _UNDERSTOOD | set(critical)
-    # From the root down, so that no key which nobody vouches for yet is ever computed with. The root signs itself: its
-    # key is what is pinned, and the signature keeps its dates and name from being edited.
-    for depth, certificate in reversed(list(enumerate(chain))):
-        issuer = chain[min(depth + 1, len(chain) - 1)]
-        _check_signed(certificate, issuer)
-        _check_time(certificate, now)
-        _check_critical(certificate, understood)
+    for depth, certificate in _from_the_root(chain, roots, now, understood):
         if depth > 0 or len(chain) == 1:
             _check_authority(certificate, below=max(depth - 1, 0), alone=len(chain) == 1)
         else:
             _check_leaf(certificate)
     _check_revocation(chain, crls, require_crls, now)
+
+
+def verify_authorities(chain: Sequence[Certificate], *, roots: Collection[str], now: int) -> None:
+    """As ``verify_chain``, for a chain without its leaf: every certificate in it must be an authority's, the first one
+    too. For lists and documents that an authority itself signs. Raises as ``verify_chain``; looks at no lists."""
+    for depth, certificate in _from_the_root(chain, roots, now, _UNDERSTOOD):
+        _check_authority(certificate, below=depth, alone=False)
+
+
+def _from_the_root(
+    chain: Sequence[Certificate], roots: Collection[str], now: int, understood: Collection[str]
+) -> Iterator[tuple[int, Certificate]]:
+    """Each certificate with its place (the leaf's is 0), checked but for what its place asks of it: by whom it is
+    signed, its time, what is critical in it. The caller must take all of them."""
+    if not 1 <= len(chain) <= MAX_CHAIN:
+        raise Malformed("x509.count", f"A certificate chain must hold 1 to {MAX_CHAIN} certificates.")
+    if chain[-1].key_fingerprint not in roots:
+        raise Untrusted("x509.root", "The certificate chain does not end in a pinned root.")
+    # From the root down, so that no key which nobody vouches for yet is ever computed with. The root signs itself: its
+    # key is what is pinned, and the signature keeps its dates and name from being edited.
+    for depth, certificate in reversed(list(enumerate(chain))):
+        _check_signed(certificate, chain[min(depth + 1, len(chain) - 1)])
+        _check_time(certificate, now)
+        _check_critical(certificate, understood)
+        yield depth, certificate
 
 
 def verify_crl(crl: Crl, issuer: Certificate, *, now: int) -> None:
