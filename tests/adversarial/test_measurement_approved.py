@@ -212,9 +212,9 @@ def test_a_stranger_pushes_approvals(trusting: World) -> None:
 
 
 def test_one_party_fills_anothers_disk_with_approvals(trusting: World) -> None:
-    genuine, key = read_release(FIRST, KEY.public), trusting.lab.broker.core.parties.signing
+    key = trusting.lab.broker.core.parties.signing
     for number in range(40):
-        other = type(genuine)(**{**vars(genuine), "version": f"9.{number}", "measurements": (f"{number:064x}",)})
+        other = read_release(release(version=f"9.{number}", measurements=[f"{number:064x}"]), KEY.public)
         envelope = approval_envelope(trusting.contract.digest, "lab", other, key, now=number)
         trusting.hospital.broker.measurements.accept(trusting.contract.envelope, envelope)
     held = trusting.hospital.broker.measurements.approvals(trusting.contract.digest)

@@ -128,7 +128,26 @@ def test_a_head_is_shown_by_somebody_else_than_its_party(world: World, running: 
     body = {"note": world.lab.broker.core.ledger.log.head(), "party": "lab", "proof": []}
     with client(world, running, SigningKey.generate()) as stranger:
         assert stranger.code("POST", "/cloister/v1/heads", body) == (403, "channel.peer")
+        body["party"] = "acme"
+        assert stranger.code("POST", "/cloister/v1/heads", body) == (403, "channel.peer")
+        body["party"] = "lab"
     assert world.hospital.broker.heads.known("lab") is None
     lab = SigningKey(world.lab.broker.core.keys.tls_seed())
     with client(world, running, lab) as genuine:
         assert genuine.ask("POST", "/cloister/v1/heads", body)[0] == 200
+
+
+def test_a_stranger_asks_whom_a_party_has_pinned(world: World, running: RunningBroker) -> None:
+    """The lab is pinned and acme is nobody: a stranger hears the same of both, and nothing of the lab's log."""
+    lab = SigningKey(world.lab.broker.core.keys.tls_seed())
+    note = world.lab.broker.core.ledger.log.head()
+    with client(world, running, lab) as genuine:
+        assert genuine.ask("GET", "/cloister/v1/heads/lab") == (200, {"note": None})
+        assert genuine.ask("POST", "/cloister/v1/heads", {"note": note, "party": "lab", "proof": []})[0] == 200
+        assert genuine.ask("GET", "/cloister/v1/heads/lab") == (200, {"note": note})
+        assert genuine.code("GET", "/cloister/v1/heads/hospital") == (403, "channel.peer")
+    with client(world, running, SigningKey.generate()) as stranger:
+        answers = [stranger.ask("GET", f"/cloister/v1/heads/{name}") for name in ("lab", "acme", "hospital")]
+    assert answers[0][0] == 403
+    assert answers[0][1]["error"]["code"] == "channel.peer"
+    assert answers == [answers[0]] * 3

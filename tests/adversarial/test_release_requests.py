@@ -131,7 +131,7 @@ def test_a_stock_guest_without_our_parameters(stranger: TestClient, calm: World)
         ({"instance": "00"}, "form.field"),
         ({"instance": "G" * 32}, "form.field"),
         ({"signing": "00" * 31}, "form.field"),
-        ({"hpke": "AAAA"}, "binding.size"),
+        ({"hpke": "AAAA"}, "hpke.public"),
         ({"hpke": "?"}, "form.field"),
         ({"sequence": -1}, "form.field"),
         ({"sequence": True}, "form.field"),

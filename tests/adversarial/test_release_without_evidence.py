@@ -49,9 +49,14 @@ def test_a_challenge_is_answered_twice(world: World) -> None:
     cookie, nonce = challenge(world, workload)
     body = workload.attestation(nonce)
     world.hospital.broker.releases.attest(cookie, body)
+    size = len(world.hospital.log())
     with nothing_granted(world.hospital), pytest.raises(Untrusted) as refused:
         world.hospital.broker.releases.attest(cookie, body)
     assert refused.value.code == "nonce.replayed"
+    [told] = world.hospital.log()[size:]
+    assert (told.kind, told.target, told.details["code"]) == (
+        "attest.refused", workload.instance.hex(), "nonce.replayed",
+    )  # fmt: skip
 
 
 def test_a_challenge_is_tried_again_after_evidence_that_failed(world: World) -> None:
@@ -191,6 +196,10 @@ def test_a_stranger_submits_a_job(world: World) -> None:
     forged = Job(**{**vars(world.job), "envelope": type(envelope)(envelope.payload_type, envelope.payload, ())})
     workload = world.workload()
     workload.job = forged
+    with nothing_granted(world.hospital), pytest.raises(Malformed) as malformed:
+        challenge(world, workload)
+    assert malformed.value.code == "dsse.signatures"
+    workload.job = Job(**{**vars(world.job), "envelope": forged.envelope.signed_by(SigningKey.generate())})
     with nothing_granted(world.hospital), pytest.raises(Untrusted) as refused:
         challenge(world, workload)
     assert refused.value.code == "dsse.unsigned"

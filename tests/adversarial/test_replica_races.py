@@ -12,6 +12,7 @@ import pytest
 
 from cloister.audit import Receipt, verify_quorum
 from cloister.broker import shared
+from cloister.contracts import Card
 from cloister.errors import CloisterError, Denied, Unavailable
 from tests.broker_world import Workload, introduce, serving
 from tests.replicas import QUICK, SharedParty, SharedWorld, checked
@@ -207,18 +208,18 @@ def test_a_replica_shows_a_witness_a_newer_head_meanwhile(
     workload = world.workload(contract=contract, job=world.make_job(contract))
     cookie = workload.attested(world.hospital)
     herald = world.hospital.broker.core.herald
-    real, overtaken = herald._cosigned, [False]
+    real, overtaken = herald._show, [False]
 
-    def overtake(shown: str) -> str:
+    def overtake(card: Card, shown: str) -> str:
         if not overtaken[0]:
             overtaken[0] = True
             other.broker.core.ledger.append("attest.ok", target="x", details={})
             assert other.broker.core.herald.show_all() == 1
-        return real(shown)
+        return real(card, shown)
 
     with serving(world.lab) as lab:
         introduce(world.hospital, world.lab, lab)
-        monkeypatch.setattr(herald, "_cosigned", overtake)
+        monkeypatch.setattr(herald, "_show", overtake)
         _, body = workload.open(workload.fetch(world.hospital, cookie, world.data.digest), world.data.digest)
     witness = world.lab.broker.card
     receipt = Receipt.from_wire(body["receipt"])

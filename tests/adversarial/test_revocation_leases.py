@@ -27,6 +27,7 @@ def test_an_honest_run_renews(world: World) -> None:
         world.clock.pass_seconds(LEASE // 2)
         lease = renewed(world, workload, sequence)
         assert (lease["sequence"], lease["expires"]) == (sequence, world.clock() + LEASE)
+        assert lease["seconds"] == LEASE
     assert world.hospital.kinds().count("lease.renewed") == 3
 
 
@@ -115,6 +116,14 @@ def test_a_lease_does_not_outlive_its_contract(world: World) -> None:
         workload.fetch(world.hospital, workload.attested(world.hospital), world.data.digest), world.data.digest
     )
     assert body["lease"] == {"expires": world.contract.expires, "seconds": 10, "sequence": 0}
+
+
+def test_a_renewed_lease_does_not_outlive_its_contract(world: World) -> None:
+    world.clock.now = world.contract.expires - LEASE
+    workload = world.workload().run()
+    world.clock.pass_seconds(LEASE - 2)
+    lease = renewed(world, workload, 1)
+    assert (lease["expires"], lease["seconds"]) == (world.contract.expires, 2)
 
 
 def test_a_second_key_does_not_lengthen_the_lease(world: World) -> None:

@@ -7,14 +7,13 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloister.client import operations
-from tests.e2e.kbs import Kbs
 from tests.e2e.operator import broker_pid, frozen, kill_broker, workload_pid
 from tests.e2e.story import Story, refused, until
 from tests.e2e.story import story as story
@@ -137,10 +136,12 @@ def _older(story: Story, names: tuple[str, ...] | None) -> Iterator[None]:
 
 
 def _seen_by_the_hospital(story: Story, size: int) -> None:
+    database = story.home.path / "parties" / "hospital" / "state.db"  # over the network, only the lab's broker may ask
+
     def seen() -> bool:
-        with Kbs(story.home, "hospital") as kbs:
-            note = kbs.get("/cloister/v1/heads/lab")[1]["note"]
-        return note is not None and int(note.splitlines()[1]) >= size
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as state:
+            row = state.execute("SELECT note FROM heads WHERE party = 'lab'").fetchone()
+        return row is not None and int(row[0].splitlines()[1]) >= size
 
     until("the head to be shown to a peer", seen)
 

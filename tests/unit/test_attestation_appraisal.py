@@ -338,7 +338,7 @@ def test_a_result_about_many_devices_stays_readable():
     found = submodules(CPU, *many)
     assert len(found) == 17
     assert {one["ear.status"] for one in found.values()} == {"affirming"}
-    assert set(found["gpu3"]["ear.veraison.annotated-evidence"]) == {"digest"}
+    assert set(found["gpu3"]["ear.veraison.annotated-evidence"]) == {"digest", "identity", "tee"}
     assert found["cpu0"]["ear.veraison.annotated-evidence"]["device"] == CPU.to_wire()
 
 

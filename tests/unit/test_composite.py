@@ -125,6 +125,23 @@ def test_gpus_below_a_tee_give_no_level(level: Level) -> None:
     assert verify(evidence(1), processor=below).level == level
 
 
+def test_a_gpu_that_is_not_confidential_takes_the_level_that_another_verifier_gave() -> None:
+    """Its token says that all is well, and the GPU itself says that it can be debugged."""
+    pinned = Processor("gpu-tee", (Device("cpu0", "ear"), Device("gpu-a", "ear")))
+    for facts in ({"confidential": False, "debug": True}, {"confidential": 1}, {}):
+        claims = verify(evidence(1, "nvidia"), replace(gpu(), facts=facts), processor=pinned)
+        assert (claims.level, len(claims.devices)) == ("none", 3)
+        assert "not shown to be confidential" in claims.notes[-1]
+    assert verify(evidence(1, "nvidia"), gpu(), replace(SWITCH, facts={}), processor=pinned).level == "none"
+
+
+def test_another_verifiers_word_of_gpus_stands_beside_what_is_proven_here() -> None:
+    pinned = Processor("gpu-tee", (Device("cpu0", "ear"), Device("gpu-a", "ear")))
+    claims = verify(evidence(1, "nvidia"), gpu(), processor=pinned)
+    assert (claims.level, claims.notes, claims.hardware) == ("gpu-tee", (), "AMD; NVIDIA GPU")
+    assert verify(evidence(1), processor=pinned).level == "gpu-tee"
+
+
 def test_a_switch_without_a_gpu_is_no_gpu_tee() -> None:
     assert verify(evidence(0, "nvidia"), SWITCH).level == "cpu-tee"
 

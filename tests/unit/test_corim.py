@@ -129,10 +129,28 @@ def test_a_vendors_file() -> None:
         assert manifest.signer == "ACME Ltd."
         assert manifest.name == "00" * 16
         (value,) = manifest.values
-        assert value.platform == f"{'00' * 16}/ACME Inc./ACME RoadRunner/1"
+        assert value.platform == f"vendor:id={'00' * 16}/vendor=ACME Inc./model=ACME RoadRunner/layer=1"
         assert (value.name, value.digests) == ("7", ("44" * 32, "55" * 48))
     with pytest.raises(Malformed):
         read(data)  # it isn't ours
+
+
+@pytest.mark.parametrize("name", list(PLATFORMS))
+@pytest.mark.parametrize("members", [(1,), (2,), (0,), (1, 2), (2, 3)])
+def test_a_vendors_class_is_never_one_of_ours(name: str, members: tuple[int, ...]) -> None:
+    comid = {1: {0: "x"}, 4: {0: [[{0: dict.fromkeys(members, name)}, [{0: "measurement", 1: {2: [[1, bytes(32)]]}}]]]}}
+    manifest = read(vendor(Tag(501, {0: "x", 1: [Tag(506, cbor(comid))]})), vendor=True)
+    assert manifest.named(name, "measurement") == frozenset()
+    assert all(value.platform.startswith("vendor:") for value in manifest.values)
+
+
+@pytest.mark.parametrize("value", [{2: [[True, bytes(32)]]}, {1: Tag(553, True)}, {1: Tag(553, False)}])
+def test_true_is_no_number(value: Any) -> None:
+    comid = {1: {0: "x"}, 4: {0: [[{0: {1: "AMD", 2: "SEV-SNP"}}, [{0: "launch", 1: value}]]]}}
+    body = Tag(501, {0: "x", 1: [Tag(506, cbor(comid))], 3: Tag(32, "urn:cloister:corim:v1")})
+    with pytest.raises(Malformed) as caught:
+        read(forge.signed(body))
+    assert caught.value.code in ("corim.digest", "corim.svn")
 
 
 def test_a_vendors_file_may_be_encoded_otherwise() -> None:

@@ -129,6 +129,18 @@ def test_what_the_owner_may_read_nobody_else_is_told() -> None:
     assert "23" not in outside
 
 
+def test_what_an_owner_consents_to_is_shown_whole_and_what_is_logged_says_where_it_was_cut() -> None:
+    ids = [f"{number:02x}" * 64 for number in range(40)]
+    where = {"about": "fact debug", "is": False, "where": {"name": "n" * 250}}
+    long = policy({"about": "identity", "one_of": ids}, where)
+    words = [rule.words() for rule in long.platforms["snp"]]
+    assert all(one in words[0] for one in ids)
+    assert "n" * 250 in words[1]
+    (finding,) = refused(long, claims(Device("cpu0", "snp", identity="ff" * 128, facts={"name": "x"}))).findings
+    assert (len(finding.rule), finding.rule[-1], finding.rule[:-1]) == (1024, "…", words[0][:1023])
+    assert (len(finding.found), finding.found[-1]) == (200, "…")
+
+
 def test_every_device_of_a_platform_is_looked_at() -> None:
     second = dataclasses.replace(GPU, name="gpu1", facts=GPU.facts | {"debug": True})
     error = refused(DEFAULT_POLICY, claims(SNP, GPU, second, level="gpu-tee"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cloister.attestation import Claims
+from cloister.attestation.corim import ReferenceValue
 from cloister.attestation.models import Device, guest_digest
 from cloister.attestation.policy import PolicyDenied, read_policy
 from cloister.attestation.snp.launch import SnpGuest, launch_digest
@@ -92,6 +93,14 @@ def test_values_of_a_tpm(key: Path) -> None:
     values, notes = compute(guest=Guest("tpm", registers=registers))
     assert "PCRs" in notes[0]
     assert read(signed(values, key), key)["platform"]["pcrs"] == {"0": "00" * 32, "7": "77" * 32}
+
+
+@pytest.mark.parametrize("name", ["xxx0", "0", "pcr", "pcr24", "pcr07", "PCR7", "pcr7 ", "pcr٧", "pcr-1"])
+def test_something_of_a_tpm_that_is_no_pcr(key: Path, name: str) -> None:
+    for register in (True, False):
+        with pytest.raises(Malformed) as caught:
+            read(signed([ReferenceValue("tpm", name, ("00" * 32,), register=register)], key), key)
+        assert caught.value.code == "reference.pcr"
 
 
 def test_a_policy_that_asks_for_the_values(key: Path, firmware: dict[str, Path]) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from cloister.crypto import sign_document
+from cloister.errors import Malformed
+from cloister.workload import key_session
 from cloister.workload import leases as leases_module
 from cloister.workload.identity import KeyRing, WorkloadIdentity
-from cloister.workload.key_session import Lease, RunContext
+from cloister.workload.key_session import AttestedSession, Lease, RunContext
 from cloister.workload.leases import LeaseKeeper
-from tests.bundles import INSTANCE, make_contract, make_job
+from tests.bundles import HOSPITAL, INSTANCE, make_contract, make_job
 
 
 class Brokers:
@@ -46,6 +49,29 @@ class Brokers:
         return Session(Lease(sequence, self.now + self.term))
 
 
+class Client:
+    """A broker's answer to a renewal: a lease with these fields, signed by its receipt key."""
+
+    pin = b""
+
+    def __init__(self, run: RunContext, **fields: Any) -> None:
+        body = {
+            "contract": run.contract.digest.hex(),
+            "expires": 0,
+            "instance": run.instance.hex(),
+            "job": run.job.digest.hex(),
+            "owner": "hospital",
+            "sequence": 1,
+            "type": "lease/v1",
+        }
+        envelope = sign_document(key_session.LEASE_TYPE, body | fields, HOSPITAL.secret("receipt"))
+        self._answer = {"lease": envelope.to_bytes().decode()}
+
+    def post(self, path: str, body: Any) -> Any:
+        assert (path, body) == ("/cloister/v1/lease", {})
+        return self._answer
+
+
 class Session:
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
@@ -64,7 +90,7 @@ def test_leases_that_began_one_handshake_apart_are_renewed_together(monkeypatch:
     brokers = Brokers(monkeypatch)
     due = brokers.term * 2 / 3
     keeper = brokers.keeper(hospital=due, lab=due + 0.5)
-    keeper._renew_all(brokers.term)
+    keeper._renew_all()
     assert brokers.renewed == [("hospital", 1), ("lab", 1)]
     assert brokers.gathered == 1
     assert keeper._deadline() == brokers.now + brokers.term
@@ -73,9 +99,9 @@ def test_leases_that_began_one_handshake_apart_are_renewed_together(monkeypatch:
 def test_a_lease_that_was_just_renewed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     brokers = Brokers(monkeypatch)
     keeper = brokers.keeper(hospital=brokers.term * 2 / 3, lab=brokers.term)
-    keeper._renew_all(brokers.term)
+    keeper._renew_all()
     assert brokers.renewed == [("hospital", 1)]
-    keeper._renew_all(brokers.term)
+    keeper._renew_all()
     assert brokers.renewed == [("hospital", 1)]
 
 
@@ -83,6 +109,40 @@ def test_each_renewal_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
     brokers = Brokers(monkeypatch)
     keeper = brokers.keeper(hospital=0.0, lab=0.0)
     for _ in range(3):
-        keeper._renew_all(brokers.term)
+        keeper._renew_all()
         brokers.now += brokers.term / 3 + 1
     assert brokers.renewed == [(party, n) for n in (1, 2, 3) for party in ("hospital", "lab")]
+
+
+def renew(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Lease:
+    run = Brokers(monkeypatch).run
+    monkeypatch.setattr(key_session, "BrokerClient", lambda *_, **__: Client(run, **fields))
+    session = AttestedSession(run, "hospital", purpose="renew", sequence=1, statements=[])
+    session._started = 500.0
+    return session.renew()
+
+
+def test_a_renewed_lease_lasts_as_long_as_the_broker_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contract that ends in two seconds ends the run then, and not one whole term later."""
+    assert renew(monkeypatch, seconds=2) == Lease(1, 502.0, 2)
+    term = Brokers(monkeypatch).term
+    assert renew(monkeypatch, seconds=10 * term) == Lease(1, 500.0 + term, term)  # never beyond the contract's term
+    assert renew(monkeypatch) == Lease(1, 500.0 + term, term)  # a broker from before this field
+
+
+@pytest.mark.parametrize("seconds", [0, -1, True, "2", [2]])
+def test_a_renewed_lease_of_no_length(monkeypatch: pytest.MonkeyPatch, seconds: Any) -> None:
+    with pytest.raises(Malformed):
+        renew(monkeypatch, seconds=seconds)
+
+
+def test_a_short_lease_is_not_renewed_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the contract's end brokers give what is left. A third of that passes before anybody is asked again."""
+    brokers = Brokers(monkeypatch)
+    keeper = brokers.keeper(hospital=0.0)
+    keeper._leases = {"hospital": Lease(4, brokers.now + 6, 6)}
+    keeper._renew_all()
+    assert brokers.renewed == []
+    brokers.now += 2
+    keeper._renew_all()
+    assert brokers.renewed == [("hospital", 5)]

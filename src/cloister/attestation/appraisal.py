@@ -147,7 +147,13 @@ def result_token(
         # Many GPUs say much. A reader of today's limits gets their results, and a digest of what they rest on.
         for name in others:
             module = body["submods"][name]
-            module[_ANNOTATED] = {"digest": sha256(canonical_json(module[_ANNOTATED])).hex()}
+            whole = module[_ANNOTATED]
+            # Which piece it is stays: contracts pin that.
+            module[_ANNOTATED] = {
+                "digest": sha256(canonical_json(whole)).hex(),
+                "identity": whole["identity"],
+                "tee": whole["tee"],
+            }
         encoded = canonical_json(body)
     message = f"{b64url(canonical_json(_HEADER))}.{b64url(encoded)}"
     return f"{message}.{b64url(signer.sign(message.encode()))}"

@@ -25,6 +25,7 @@ __all__ = ["verify_evidence"]
 _GPU: Final = "gpu"
 _CONFIDENTIAL: Final = "confidential"
 _TEE: Final = "cpu-tee"
+_GPU_TEE: Final = "gpu-tee"
 
 _BELOW: Final = (
     "The GPUs' evidence is authentic, but below a processor's TEE it protects nothing: no level follows from it."
@@ -47,9 +48,10 @@ def verify_evidence(
     ``report`` and ``device``: ``binding.report_data`` and ``binding.device_data`` of the verifier's own nonce, 32 bytes
     each. Each member of the additional evidence but ``cloister`` goes to the verifier of its kind. The level becomes
     ``gpu-tee`` only if the processor's is ``cpu-tee``, its agent handed out GPUs, exactly as many are proven, and every
-    device is confidential. A TEE whose GPUs are not proven so is level ``none``: the workload's data leave it. Raises
-    as the verifiers do, and Untrusted: ``composite.kind`` for evidence that nobody here verifies,
-    ``composite.gpu-count`` for more or fewer GPUs than were handed out.
+    device is confidential; or if a pinned verifier says so, and no device that is proven here says otherwise. A TEE
+    whose GPUs are not proven so is level ``none``: the workload's data leave it. Raises as the verifiers do, and
+    Untrusted: ``composite.kind`` for evidence that nobody here verifies, ``composite.gpu-count`` for more or fewer GPUs
+    than were handed out.
     """
     # 1. The processor: only after this is the additional evidence what the measured guest wrote.
     claims = verifiers[evidence.tee].verify(evidence, report, now=now)
@@ -86,14 +88,15 @@ def _check_names(devices: list[Device]) -> None:
 def _levelled(claims: Claims, found: list[Device]) -> Claims:
     if not claims.gpus and not found:
         return claims
-    if claims.level != _TEE:
+    if claims.level not in (_TEE, _GPU_TEE):
         return replace(claims, notes=(*claims.notes, _BELOW)) if found else claims
     if not found:
-        return replace(claims, level="none", notes=(*claims.notes, _UNATTESTED))
-    # Fail closed: what a verifier didn't call confidential, in so many words, isn't.
+        # At gpu-tee another verifier, which the owner pinned, has looked at the GPUs and counted them.
+        return claims if claims.level == _GPU_TEE else replace(claims, level="none", notes=(*claims.notes, _UNATTESTED))
+    # Fail closed, whoever gave the level: what a verifier didn't call confidential, in so many words, isn't.
     if not all(device.facts.get(_CONFIDENTIAL) is True for device in found):
         return replace(claims, level="none", notes=(*claims.notes, _UNPROTECTED))
     if not claims.gpus:
         return claims
     words = sorted({device.hardware for device in found})
-    return replace(claims, level="gpu-tee", hardware="; ".join([claims.hardware, *words]).strip("; "))
+    return replace(claims, level=_GPU_TEE, hardware="; ".join([claims.hardware, *words]).strip("; "))

@@ -38,6 +38,8 @@ _OLD_TAGS: Final = bytes.fromhex("d901f4d901f6")  # 500 and 502, which earlier d
 _ID, _TAGS, _PROFILE, _VALIDITY, _ENTITIES = 0, 1, 3, 4, 5
 _TAG_IDENTITY, _TRIPLES, _REFERENCE = 1, 4, 0
 _CLASS, _VENDOR, _MODEL = 0, 1, 2
+_MEMBERS: Final = {0: "id", _VENDOR: "vendor", _MODEL: "model", 3: "layer", 4: "index"}
+_VENDORS: Final = "vendor:"  # begins the name of every platform that is not one of ours
 _MKEY, _MVAL = 0, 1
 _MV_SVN, _MV_DIGESTS, _MV_REGISTERS = 1, 2, 14
 _CONTENT_TYPE, _META, _RIM = 3, 8, "application/rim+cbor"
@@ -202,7 +204,7 @@ def _time(value: Any) -> int | None:
     if value is None:
         return None
     number = value.value if isinstance(value, Tag) and value.number == _TIME else None
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < _MAX_TIME:
+    if not isinstance(number, int) or not _number(number) or not 0 <= number < _MAX_TIME:
         raise Malformed("corim.time", "A time in the CoRIM is not whole POSIX seconds.")
     return number
 
@@ -234,7 +236,8 @@ def _platform(environment: Any, vendor: bool) -> str:
             return platform
     if not vendor:
         raise Malformed("corim.class", "The CoRIM is about a platform that is not known here.")
-    return "/".join(_word(cls[key]) for key in sorted(cls))
+    # Never a word of ours, whatever the file says: a class with the model "workload" alone is nobody's workload here.
+    return _VENDORS + "/".join(f"{_MEMBERS[key]}={_word(cls[key])}" for key in sorted(cls))
 
 
 def _word(value: Any) -> str:
@@ -243,7 +246,7 @@ def _word(value: Any) -> str:
         value = value.value
     if isinstance(value, bytes) and len(value) <= _MAX_TEXT:
         return value.hex()
-    if isinstance(value, int) and not isinstance(value, bool):
+    if _number(value):
         return str(value)
     return _line(value)
 
@@ -268,9 +271,9 @@ def _value(platform: str, measurement: Any) -> Iterable[ReferenceValue]:
 
 def _svn(value: Any) -> int:
     """A least version number. An exact one is not read: evidence with a newer version would be turned away."""
-    if not isinstance(value, Tag) or value.number != _MIN_SVN or not isinstance(value.value, int):
+    if not isinstance(value, Tag) or value.number != _MIN_SVN or not _number(value.value):
         raise Malformed("corim.svn", "A version number in the CoRIM is not a least one.")
-    return value.value
+    return int(value.value)
 
 
 def _digests(value: Any) -> tuple[str, ...]:
@@ -278,11 +281,16 @@ def _digests(value: Any) -> tuple[str, ...]:
     for entry in _list(value):
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], bytes):
             raise Malformed("corim.digest", "A digest in the CoRIM is not an algorithm and its value.")
-        algorithm = _HASHES.get(entry[0]) if isinstance(entry[0], int) else None
+        algorithm = _HASHES.get(entry[0]) if _number(entry[0]) else None
         if algorithm is None or len(entry[1]) != algorithm[1]:
             raise Malformed("corim.digest", "A digest in the CoRIM is not SHA-256, SHA-384 or SHA-512.")
         out.append(entry[1].hex())
     return tuple(out)
+
+
+def _number(value: Any) -> bool:
+    """A whole number. Python's True is 1 too, and CBOR's is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _map(value: Any, known: set[int], needed: set[int]) -> dict[Any, Any]:

@@ -28,7 +28,7 @@ __all__ = ["DEFAULT_POLICY", "AppraisalPolicy", "Finding", "PolicyDenied", "Rule
 
 MAX_POLICY: Final = 128 * 1024
 _MAX_PLATFORMS, _MAX_RULES, _MAX_VALUES, _MAX_WHERE = 16, 256, 4096, 4
-_SHOWN = 200  # characters of a found value in the owner's log
+_FOUND, _RULE = 200, 1024  # characters of a found value and of a rule in a finding, which goes to the owner's log
 
 _TYPE = "appraisal-policy/v1"
 _PLATFORM = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -69,7 +69,7 @@ class Rule:
     where: tuple[tuple[str, Scalar], ...] = ()
 
     def words(self) -> str:
-        """The rule as people read it, in one line."""
+        """The rule as people read it, in one line. Whole, however long: this is what an owner consents to."""
         value = self.value if not isinstance(self.value, tuple) else list(self.value)
         where = "".join(f", where {name} is {_shown(wanted)}" for name, wanted in self.where)
         return f"{self.about}: {self.test} {_shown(value)}{where}"
@@ -79,15 +79,18 @@ class Rule:
         for name, wanted in self.where:
             if name not in device.facts:
                 # Whether the rule is about this device can't be told; then it must not be passed over.
-                return Finding(device.name, device.tee, self.words(), f"no fact {name}")
+                return self._finding(device, f"no fact {name}")
             if not _same(device.facts[name], wanted):
                 return None
         found = self._found(device)
         if found is None:
-            return None if self.test == "absent" else Finding(device.name, device.tee, self.words(), "nothing")
+            return None if self.test == "absent" else self._finding(device, "nothing")
         if _TESTS[self.test](found, self.value):
             return None
-        return Finding(device.name, device.tee, self.words(), _shown(found))
+        return self._finding(device, _shown(found))
+
+    def _finding(self, device: Device, found: str) -> Finding:
+        return Finding(device.name, device.tee, _cut(self.words(), _RULE), _cut(found, _FOUND))
 
     def _found(self, device: Device) -> Fact | None:
         kind, _, name = self.about.partition(" ")
@@ -101,7 +104,12 @@ class Rule:
 
 
 def _shown(value: object) -> str:
-    return canonical_json(value).decode()[:_SHOWN]
+    return canonical_json(value).decode()
+
+
+def _cut(text: str, limit: int) -> str:
+    """What is cut says so."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ class PolicyDenied(Denied):
             "policy_device": f"{first.device} ({first.platform})",
             "policy_findings": len(self.findings),
             "policy_found": first.found,
-            "policy_rule": first.rule[:1024],
+            "policy_rule": first.rule,
         }
 
 

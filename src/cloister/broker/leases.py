@@ -77,7 +77,8 @@ class Leases:
             with core.ledger.turn():
                 core.herald.check()
                 standing = core.knowledge.standing(request.contract, request.job.digest, request.instance)
-                lease = decide_renewal(request, attested.claims, standing, now=core.clock())
+                now = core.clock()
+                lease = decide_renewal(request, attested.claims, standing, now=now)
                 renewed = replace(_known(standing.instance), lease=lease)
                 receipt = core.ledger.commit(
                     "lease.renewed",
@@ -85,7 +86,7 @@ class Leases:
                     details={**_names(renewed), "expires": lease.expires, "sequence": lease.sequence},
                     changes=[instance_change(renewed)],
                 )
-            return canonical_json({"lease": self._signed(renewed), "receipt": receipt.to_wire()})
+            return canonical_json({"lease": self._signed(renewed, lease.expires - now), "receipt": receipt.to_wire()})
 
         try:
             return session.once("lease", make, limit=self._core.limits.answers)
@@ -96,13 +97,15 @@ class Leases:
             self._core.ledger.refuse("lease.refused", refusal, target=target, details=details, about=about)
             raise
 
-    def _signed(self, instance: Instance) -> str:
+    def _signed(self, instance: Instance, seconds: int) -> str:
         body = {
             "contract": instance.contract.hex(),
             "expires": instance.lease.expires,
             "instance": instance.instance.hex(),
             "job": instance.job.hex(),
             "owner": self._core.parties.card.name,
+            # Workloads count on a clock of their own; ``expires`` alone would tell them nothing.
+            "seconds": seconds,
             "sequence": instance.lease.sequence,
             "type": "lease/v1",
         }

@@ -89,8 +89,8 @@ def approval_routes(measurements: Measurements, limits: Limits) -> list[Route]:
         return json_response({"stored": True})
 
     def show(call: Call) -> Response:
-        held = measurements.approvals(Fields(call.params, "path").hex("contract", 32))
-        return json_response({"approvals": [envelope.to_bytes().decode() for envelope in held]})
+        held = measurements.shown(Fields(call.params, "path").hex("contract", 32))
+        return json_response({"approvals": held})
 
     return [
         route("POST", "/cloister/v1/approvals", accept, stranger, limits),

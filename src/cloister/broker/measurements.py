@@ -7,8 +7,9 @@ and count only with a party's signature. Revoking is tightening: it takes this o
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from ..contracts import Card, Contract, check_contract, read_contract
@@ -22,11 +23,20 @@ from ..contracts.releases import (
     read_release,
 )
 from ..crypto import Envelope, fingerprint
-from ..errors import CloisterError, Denied, Malformed, Misuse, Unavailable
+from ..errors import CloisterError, Denied, Malformed, Misuse, Untrusted
 from ..fields import Fields
 from .core import Core
+from .errands import ROUND, visit
 from .knowledge import instance_change
-from .policy_store import approvals_change, revoked_change, revoked_measurements, stored_approvals
+from .policy_store import (
+    MOST_APPROVALS,
+    approvals_change,
+    newest_approvals,
+    revoked_change,
+    revoked_measurements,
+    stored_approvals,
+)
+from .rates import Rates, too_many
 from .state import Change
 
 __all__ = ["Measurements"]
@@ -34,8 +44,9 @@ __all__ = ["Measurements"]
 _KEY: Final = "release-key"
 _RELEASE: Final = "release"
 _MOST_REVOKED: Final = 4096
-_MOST_APPROVALS: Final = 32
-"""Approvals of one party under one contract. The oldest releases' make room: nobody fills another's disk."""
+_APPROVALS_RATE: Final = 1 / 60
+_APPROVALS_BURST: Final = 64.0
+"""Approvals a second of one party under one contract that are taken, and logged: in the long run, and at once."""
 
 
 class Measurements:
@@ -44,6 +55,7 @@ class Measurements:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._learning = threading.Lock()
+        self._rates = Rates(_APPROVALS_RATE, _APPROVALS_BURST, names=core.limits.rate_names)
 
     # Releases.
 
@@ -114,11 +126,7 @@ class Measurements:
                     envelope = approval_envelope(contract.digest, own, release, key, now=core.clock())
                     self._put(contract, known, read_approval(envelope, contract))
                 made.append(contract)
-        away: set[str] = set()
-        return {
-            "contracts": [self._told(contract, release, away) for contract in made],
-            "release": release.digest.hex(),
-        }
+        return {"contracts": self._tell(made, release), "release": release.digest.hex()}
 
     def _approvable(self, digest: bytes) -> Contract:
         contract = self._core.knowledge.contract(digest)
@@ -128,7 +136,11 @@ class Measurements:
         return contract
 
     def accept(self, contract_envelope: Envelope, envelope: Envelope) -> None:
-        """Another party's approval. Only for contracts that are known here: nobody else gets to write here."""
+        """Another party's approval. Only for contracts that are known here: nobody else gets to write here.
+
+        What changes nothing writes nothing. Raises Denied ``approval.old`` for one that a newer one has replaced,
+        Unavailable ``rate.approvals`` where its party brings too many at once.
+        """
         contract = read_contract(contract_envelope)
         with self._core.ledger.turn():
             known_contract = self._core.knowledge.contract(contract.digest)
@@ -144,9 +156,14 @@ class Measurements:
         return [read_approval(e, contract) for e in stored_approvals(self._core.ledger.state, contract.digest)]
 
     def _put(self, contract: Contract, known: list[Approval], approval: Approval) -> None:
-        theirs = sorted((a for a in known if a.party == approval.party), key=lambda a: a.issued)
-        dropped = theirs[: max(0, len(theirs) + 1 - _MOST_APPROVALS)]
-        kept = tuple(a.envelope for a in known if a not in dropped)
+        theirs = newest_approvals([*(a for a in known if a.party == approval.party), approval])
+        if approval not in theirs:
+            raise Denied("approval.old", "Newer approvals of that party are held here; this one is of no use any more.")
+        if approval.party != self._core.parties.card.name:
+            wait = self._rates.take(f"{contract.digest.hex()} {approval.party}")
+            if wait:
+                raise too_many("rate.approvals", wait)
+        kept = [a for a in known if a.party != approval.party or a in theirs]
         details: dict[str, str | int] = {
             "contract": contract.digest.hex(),
             "measurement": ",".join(one[:16] for one in approval.measurements),
@@ -154,12 +171,28 @@ class Measurements:
             "release": approval.release.hex(),
             "version": approval.version,
         }
-        change = approvals_change(contract.digest, (*kept, approval.envelope))
+        change = approvals_change(contract.digest, tuple(a.envelope for a in (*kept, approval)))
         self._commit("measurement.approved", details, [change], target=contract.digest.hex())
 
     def approvals(self, digest: bytes) -> tuple[Envelope, ...]:
         """What this broker holds for a contract: for its peers, who need it as much, and for its own decisions."""
         return stored_approvals(self._core.ledger.state, digest)
+
+    def shown(self, digest: bytes) -> list[str]:
+        """The same as text for a peer: this party's own first, each party's newest first, as many as a peer reads.
+
+        So no other party's approvals, however many, keep a peer from getting ours.
+        """
+        contract, own = self._core.knowledge.contract(digest), self._core.parties.card.name
+        held = [] if contract is None else self._approvals(contract)
+        held.sort(key=lambda a: (a.party != own, -a.issued))
+        texts, size = [], 0
+        for text in (_text(a.envelope) for a in held):
+            size += len(text)
+            if size > self._core.limits.peer_answer // 2:
+                break
+            texts.append(text)
+        return texts
 
     # Revocations.
 
@@ -178,7 +211,7 @@ class Measurements:
                 raise Misuse(
                     "measurement.many", f"At most {_MOST_REVOKED} measurements are revoked; make new contracts."
                 )
-            contracts = {c.digest for c in self._contracts() if measurement in self._named(c)}
+            contracts = {c.digest for c in self._contracts() if self._concerns(c, measurement)}
             live = [i for i in self._core.knowledge.instances(cut=0) if i.contract in contracts]
             changes = [revoked_change(revoked | {measurement: reason})]
             changes += [instance_change(replace(instance, cut=True)) for instance in live]
@@ -186,10 +219,15 @@ class Measurements:
             self._commit("measurement.revoked", details, changes, target=measurement)
         return {"leases_cut": len(live), "measurement": measurement, "reason": reason}
 
-    def _named(self, contract: Contract) -> set[str]:
-        releases = self._approvals(contract)
-        named = {*contract.platform.measurements, *contract.platform.agents}
-        return named.union(*(a.measurements for a in releases), *(a.agents for a in releases))
+    def _concerns(self, contract: Contract, measurement: str) -> bool:
+        """Whether the contract lets a measurement in. Also where that can't be told: what a party brought must not keep
+        this owner from tightening, and a run that is cut in vain can resume."""
+        if measurement in {*contract.platform.measurements, *contract.platform.agents}:
+            return True
+        try:
+            return any(measurement in {*a.measurements, *a.agents} for a in self._approvals(contract))
+        except CloisterError:
+            return True
 
     # What there is, and the peers.
 
@@ -204,13 +242,18 @@ class Measurements:
         }
 
     def _standing(self, contract: Contract) -> dict[str, Any]:
+        """``damaged``: the approvals under this contract can't be read, and nothing runs under it."""
+        same = {"contract": contract.digest.hex(), "name": contract.name, "serial": contract.serial}
+        try:
+            approvals = self._approvals(contract)
+        except (Malformed, Untrusted):
+            return {**same, "damaged": True, "releases": []}
         by_release: dict[bytes, list[Approval]] = {}
-        for approval in self._approvals(contract):
+        for approval in approvals:
             by_release.setdefault(approval.release, []).append(approval)
-        complete = {a.release for a in approved_releases(contract, self.approvals(contract.digest))}
+        complete = {a.release for a in approved_releases(contract, [a.envelope for a in approvals])}
         return {
-            "contract": contract.digest.hex(),
-            "name": contract.name,
+            **same,
             "releases": [
                 {
                     "agents": list(found[0].agents),
@@ -222,7 +265,6 @@ class Measurements:
                 }
                 for release, found in sorted(by_release.items())
             ],
-            "serial": contract.serial,
         }
 
     def _contracts(self) -> list[Contract]:
@@ -234,52 +276,52 @@ class Measurements:
         ]
         return [c for c in found if c is not None and now < c.expires and own in c.parties]
 
-    def _told(self, contract: Contract, release: Release, away: set[str]) -> dict[str, Any]:
-        """Who got our approval and who didn't. ``away``: parties that did not answer before; nobody waits for them
-        again under the next contract."""
-        reached, unreached, cards = [], [], self._core.parties.pinned()
-        own = next(a for a in self._approvals(contract) if self._is_own(a, release))
-        body = {"approval": _text(own.envelope), "contract": _text(contract.envelope)}
-        for name in self._others(contract):
-            try:
-                if name in away:
-                    raise Unavailable("peer.unreachable", f"The broker of {name} does not answer.")
-                self._core.peers.post(cards[name], "/cloister/v1/approvals", body)
-            except (CloisterError, KeyError) as error:
-                unreached.append(name)  # it asks us as soon as it has approved itself
-                away |= {name} if isinstance(error, Unavailable) else set()
-            else:
-                reached.append(name)
-        return {"contract": contract.digest.hex(), "name": contract.name, "reached": reached, "unreached": unreached}
+    def _tell(self, contracts: Sequence[Contract], release: Release) -> list[dict[str, Any]]:
+        """Who got our approval and who didn't: that one asks us as soon as it has approved itself."""
+        own, cards = self._core.parties.card.name, self._core.parties.pinned()
+        reached: dict[bytes, list[str]] = {contract.digest: [] for contract in contracts}
+        errands: dict[str, list[Callable[[], object]]] = {}
 
-    def _is_own(self, approval: Approval, release: Release) -> bool:
-        return (approval.party, approval.release) == (self._core.parties.card.name, release.digest)
+        def post(card: Card, contract: Contract, body: dict[str, Any]) -> None:
+            self._core.peers.post(card, "/cloister/v1/approvals", body)
+            reached[contract.digest].append(card.name)
 
-    def _others(self, contract: Contract) -> list[str]:
-        return sorted(set(contract.parties) - {self._core.parties.card.name})
+        for contract in contracts:
+            mine = next(a for a in self._approvals(contract) if (a.party, a.release) == (own, release.digest))
+            body = {"approval": _text(mine.envelope), "contract": _text(contract.envelope)}
+            for name in sorted((set(contract.parties) - {own}) & cards.keys()):
+                errands.setdefault(name, []).append(partial(post, cards[name], contract, body))
+        visit(errands, seconds=ROUND * self._core.limits.peer_seconds)
+        return [
+            {
+                "contract": contract.digest.hex(),
+                "name": contract.name,
+                "reached": sorted(reached[contract.digest]),
+                "unreached": sorted(set(contract.parties) - {own, *reached[contract.digest]}),
+            }
+            for contract in contracts
+        ]
 
     def learn(self) -> None:
         """Ask the peers for approvals that are missing under contracts for which this party approved something. What
         they show counts only with a party's signature; who does not answer is asked again in the next round."""
         with self._learning:
-            away: set[str] = set()
+            cards, addresses = self._core.parties.pinned(), self._core.peers.addresses()
+            errands: dict[str, list[Callable[[], object]]] = {}
             for contract in self._contracts():
-                found = self._standing(contract)["releases"]
-                wanted = {name for one in found for name in one["missing"]}
-                cards, addresses = self._core.parties.pinned(), self._core.peers.addresses()
-                for name in sorted(wanted & cards.keys() & addresses.keys() - away):
-                    try:
-                        self._ask(cards[name], contract)
-                    except Unavailable:
-                        away.add(name)
-                    except CloisterError:
-                        continue  # what it says does not hold: that counts as nothing
+                wanted = {name for one in self._standing(contract)["releases"] for name in one["missing"]}
+                for name in sorted(wanted & cards.keys() & addresses.keys()):
+                    errands.setdefault(name, []).append(partial(self._ask, cards[name], contract))
+            visit(errands, seconds=ROUND * self._core.limits.peer_seconds)
 
     def _ask(self, card: Card, contract: Contract) -> None:
         answer = self._core.peers.get(card, f"/cloister/v1/approvals/{contract.digest.hex()}")
-        most = _MOST_APPROVALS * len(contract.parties)
+        most = MOST_APPROVALS * len(contract.parties)
         for envelope in Fields(answer, "peer's answer").items("approvals", _envelope, limit=most):
-            self.accept(contract.envelope, envelope)
+            try:
+                self.accept(contract.envelope, envelope)
+            except (Denied, Malformed, Untrusted):
+                continue  # that one does not hold, and keeps none of the others away
 
     def _commit(
         self, kind: str, details: dict[str, str | int], changes: list[Change], *, target: str | None = None

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 from ..contracts import Card, Contract
 from ..crypto import Envelope
-from ..errors import CloisterError, Unavailable
+from ..errors import CloisterError, Denied, Malformed, Misuse, Untrusted
 from .agreements import Agreements
 from .core import Core
+from .errands import ROUND, visit
 
 __all__ = ["Notices"]
 
@@ -43,48 +47,45 @@ class Notices:
         """(who took the revocation, who could not be told). The others are told when they can be reached again; until
         then they learn it when our statement fails to come."""
         reached: list[str] = []
-        unreached: list[str] = []
         cards = self._core.parties.pinned()
-        for name in self._others(contract):
-            try:
-                self._tell(cards[name], contract, revocation)
-            except (CloisterError, KeyError):
-                unreached.append(name)  # the answer says so, and the owner decides what to do
-            else:
-                reached.append(name)
-        return reached, unreached
+
+        def tell(name: str) -> None:
+            self._tell(cards[name], contract, revocation)
+            reached.append(name)
+
+        others = self._others(contract)
+        self._visit({name: [partial(tell, name)] for name in others if name in cards})
+        # The answer says who is missing, and the owner decides what to do.
+        return sorted(reached), sorted(set(others) - set(reached))
 
     def resend(self) -> None:
         """Tell every party what it has not acknowledged yet, best effort. Of ended contracts nobody needs to know."""
         told = {(row["party"], row["contract"]) for row in self._core.ledger.state.rows("told")}
-        away: set[str] = set()
+        errands = defaultdict(list)
         for contract in self._contracts(revoked=True):
             row = self._core.knowledge.contract_row(contract.digest)
-            for card in self._reachable(contract, away):
+            for card in self._reachable(contract):
                 if row is not None and (card.name, contract.digest.hex()) not in told:
-                    try:
-                        self._tell(card, contract, row["revocation"])
-                    except Unavailable:
-                        away.add(card.name)  # it is due again in the next round
-                    except CloisterError:
-                        continue  # refused for now: perhaps it has not pinned a party yet
+                    errands[card.name].append(partial(self._tell, card, contract, row["revocation"]))
+        self._visit(errands)  # what a party refuses is due again: perhaps it has not pinned another one yet
 
     def learn(self) -> None:
         """Ask every party, once for each contract, for a revocation that we may have missed, or forgotten with an older
         copy of our state. What a peer shows counts only with the signature of a party of that contract."""
-        away: set[str] = set()
+        errands = defaultdict(list)
         for contract in self._contracts(revoked=False):
-            for card in self._reachable(contract, away):
-                question = (card.name, contract.digest)
-                if question not in self._asked:
-                    try:
-                        self._ask(card, contract)
-                    except Unavailable:
-                        away.add(card.name)
-                    except CloisterError:
-                        self._asked.add(question)  # what it said does not hold: that counts as nothing
-                    else:
-                        self._asked.add(question)
+            for card in self._reachable(contract):
+                if (card.name, contract.digest) not in self._asked:
+                    errands[card.name].append(partial(self._ask_once, card, contract))
+        self._visit(errands)
+
+    def _visit(self, errands: Mapping[str, Sequence[Callable[[], object]]]) -> None:
+        visit(errands, seconds=ROUND * self._core.limits.peer_seconds, stop=self._stop)
+
+    def _ask_once(self, card: Card, contract: Contract) -> None:
+        with suppress(Denied, Malformed, Misuse, Untrusted):  # what it said does not hold: that counts as nothing
+            self._ask(card, contract)
+        self._asked.add((card.name, contract.digest))
 
     def _tell(self, card: Card, contract: Contract, revocation: str) -> None:
         body = {"contract": contract.envelope.to_bytes().decode(), "revocation": revocation}
@@ -110,12 +111,10 @@ class Notices:
     def _others(self, contract: Contract) -> list[str]:
         return sorted(set(contract.parties) - {self._core.parties.card.name})
 
-    def _reachable(self, contract: Contract, away: set[str]) -> list[Card]:
-        """The contract's other parties that are pinned here, have an address, and did answer in this round."""
+    def _reachable(self, contract: Contract) -> list[Card]:
+        """The contract's other parties that are pinned here and have an address."""
         cards, addresses = self._core.parties.pinned(), self._core.peers.addresses()
-        return [
-            cards[name] for name in self._others(contract) if name in cards and name in addresses and name not in away
-        ]
+        return [cards[name] for name in self._others(contract) if name in cards and name in addresses]
 
     def _run(self) -> None:
         shown, last = -1, 0.0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..contracts import Card
@@ -30,6 +34,11 @@ class Peers:
         self._limits = limits
         self._tls_seed = tls_seed
         self._context: tuple[bytes, ssl.SSLContext] | None = None  # and the digest of the seed that it was made from
+
+    @property
+    def seconds(self) -> float:
+        """The most that one exchange takes, from the first packet to the answer's last byte."""
+        return self._limits.peer_seconds
 
     def set_address(self, name: str, address: str) -> None:
         """Remember where ``name`` may answer. Raises Misuse for what is no ADDRESS:PORT."""
@@ -65,17 +74,24 @@ class Peers:
         return answer
 
     def _ask(self, card: Card, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
-        """(status, parsed answer)."""
-        connection = http.client.HTTPConnection("broker", timeout=self._limits.peer_seconds)
+        """(status, parsed answer). It takes ``seconds`` at most, however the peer behaves."""
+        context, end = self._tls(), time.monotonic() + self.seconds
+        unreachable = Unavailable("peer.unreachable", f"The broker of {card.name} does not answer.")
+        sock = self._dial(card.name, end)
+        connection = http.client.HTTPConnection("broker", timeout=self.seconds)
         try:
-            connection.sock = connect_pinned(self._dial(card.name), card.keys.tls_pin, self._tls())
-            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-            response = connection.getresponse()
-            data = response.read(self._limits.peer_answer + 1)
-        except (OSError, http.client.HTTPException):
-            raise Unavailable("peer.unreachable", f"The broker of {card.name} does not answer.") from None
+            with _hung_up_at(end, sock):
+                connection.sock = connect_pinned(sock, card.keys.tls_pin, context)
+                connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+                with connection.getresponse() as response:
+                    data = response.read(self._limits.peer_answer + 1)
+        except (OSError, http.client.HTTPException, ValueError):
+            raise unreachable from None
         finally:
             connection.close()
+            sock.close()
+        if time.monotonic() > end:
+            raise unreachable  # what was cut off may look like a short answer
         return response.status, parse_json(data, limit=self._limits.peer_answer)
 
     def _tls(self) -> ssl.SSLContext:
@@ -87,7 +103,7 @@ class Peers:
             self._context = made
         return made[1]
 
-    def _dial(self, name: str) -> socket.socket:
+    def _dial(self, name: str, end: float) -> socket.socket:
         row = self._state.row("peers", name=name)
         if row is None:
             raise Unavailable("peer.unknown", f"No address of the broker of {name} is known; tell this broker one.")
@@ -95,4 +111,41 @@ class Peers:
             host, port = parse_listen(row["address"])
         except Misuse:
             raise Unavailable("peer.address", f"The address of the broker of {name} is not usable.") from None
-        return socket.create_connection((host, port), timeout=self._limits.peer_seconds)
+        with contextlib.suppress(OSError):  # the name has no address, or there are no more sockets
+            for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                if (left := end - time.monotonic()) <= 0:
+                    break
+                sock = socket.socket(family, kind, protocol)
+                try:
+                    sock.settimeout(left)
+                    sock.connect(address)
+                    sock.settimeout(self.seconds)
+                except OSError:
+                    sock.close()
+                    continue  # a name may have more addresses
+                return sock
+        raise Unavailable("peer.unreachable", f"The broker of {name} does not answer.")
+
+
+@contextmanager
+def _hung_up_at(end: float, sock: socket.socket) -> Iterator[None]:
+    """Until ``end`` (monotonic), everything may happen on the connection of ``sock``; then it is over, for both sides.
+
+    A socket's own timeout is for each single read: a peer that sends a byte a second, be it in the handshake, would
+    never run into it.
+    """
+    held = sock.dup()  # TLS takes the socket away, and whoever hangs up needs one that nobody closes meanwhile
+
+    def hang_up() -> None:
+        with contextlib.suppress(OSError):  # the peer was quicker
+            held.shutdown(socket.SHUT_RDWR)
+
+    watchdog = threading.Timer(max(0.0, end - time.monotonic()), hang_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+        watchdog.join()
+        held.close()

@@ -5,19 +5,23 @@ Every change is in the owner's log before it counts. Reading is by key, because 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 from ..attestation.policy import DEFAULT_POLICY, AppraisalPolicy, read_policy
+from ..contracts.releases import Approval
 from ..crypto import Envelope, canonical_json, parse_canonical
 from ..errors import Untrusted
 from .ledger import Ledger
 from .state import Change, State
 
 __all__ = [
+    "MOST_APPROVALS",
     "PolicyStore",
     "approvals_change",
     "current_policy",
+    "newest_approvals",
     "revoked_change",
     "revoked_measurements",
     "stored_approvals",
@@ -25,6 +29,10 @@ __all__ = [
 
 _POLICY: Final = "policy"
 _REVOKED: Final = "revoked-measurements"
+MOST_APPROVALS: Final = 32
+_APPROVALS_SIZE: Final = 56 * 1024
+"""Number and bytes of one party's approvals under one contract. The oldest make room: nobody fills another's disk, and
+with 64 parties (the most that a contract has) all of them stay below what is read as one document (4 MiB)."""
 
 
 class PolicyStore:
@@ -91,7 +99,10 @@ def _approvals_name(contract: bytes) -> str:
 
 
 def stored_approvals(state: State, contract: bytes) -> tuple[Envelope, ...]:
-    """The parties' approvals of releases under a contract, as they were checked when they came."""
+    """The parties' approvals of releases under a contract, as they were checked when they came.
+
+    Raises Malformed or Untrusted where they can't be read: then nothing runs under that contract. Others go on.
+    """
     row = state.row("facts", name=_approvals_name(contract))
     return () if row is None else _envelopes(row["value"])
 
@@ -102,6 +113,21 @@ def _envelopes(text: str) -> tuple[Envelope, ...]:
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise Untrusted("state.damaged", "The broker's state is damaged; restore it from a copy.")
     return tuple(Envelope.from_bytes(one.encode()) for one in found)
+
+
+def newest_approvals(approvals: Iterable[Approval]) -> list[Approval]:
+    """What is kept of one party's: one a release, the newest first (of two as new, the one that was there before),
+    until number or bytes are used up."""
+    kept: dict[bytes, Approval] = {}
+    size = 0
+    for approval in sorted(approvals, key=lambda a: -a.issued):
+        if approval.release in kept:
+            continue
+        size += len(approval.envelope.to_bytes())
+        if len(kept) == MOST_APPROVALS or size > _APPROVALS_SIZE:
+            break
+        kept[approval.release] = approval
+    return list(kept.values())
 
 
 def approvals_change(contract: bytes, envelopes: tuple[Envelope, ...]) -> Change:

@@ -5,8 +5,13 @@ A party that puts back an old copy of everything it has still can't make its pee
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from functools import partial
 
 from ..audit import AuditLog, Checkpoint, Receipt, check_advance, cosign, verify_checkpoint, verify_quorum
 from ..contracts import Card, log_origin
@@ -15,6 +20,7 @@ from ..crypto.merkle import verify_consistency
 from ..errors import CloisterError, Denied, Unavailable, Untrusted
 from ..fields import Fields
 from .clock import Clock
+from .errands import Line
 from .peers import Peers
 from .sessions import Channel
 from .state import State
@@ -23,6 +29,8 @@ __all__ = ["Heads", "Herald"]
 
 Cards = Callable[[], Mapping[str, Card]]
 _FRESH = 60  # seconds: how old a cosignature may be that counts for a quorum
+_MOST_LINES = 4  # that one witness adds to a note; one is usual
+_EXCHANGES = 3  # with a witness, for one quorum: what it knows, our head, and one that was under way before
 
 
 class Heads:
@@ -72,7 +80,8 @@ class Heads:
 class Herald:
     """Shows our own head to the peers: in the background after changes, and at once where a contract asks for it.
 
-    One exchange at a time, always with the newest head, so a peer is never shown an older one after a newer one.
+    Peers are asked all at once, so that none holds up another; each is asked one thing at a time, and never shown an
+    older head after a newer one.
     """
 
     def __init__(self, log: AuditLog, peers: Peers, cards: Cards, clock: Clock, *, name: str, log_key: bytes) -> None:
@@ -82,9 +91,10 @@ class Herald:
         self._clock = clock
         self._name = name
         self._log_key = log_key
-        self._seen: dict[str, Checkpoint] = {}
+        self._seen: dict[str, Checkpoint] = {}  # each peer's only by that peer's errands
         self._alarm: Untrusted | None = None
-        self._lock = threading.Lock()
+        self._lines: defaultdict[str, Line] = defaultdict(Line)
+        self._order = threading.Lock()  # from reading our head until it stands in every line; never while one waits
 
     def check(self) -> None:
         """Raises Untrusted("state.rollback") once a peer has shown a head of ours that our log doesn't contain."""
@@ -97,52 +107,50 @@ class Herald:
         A peer that can't be reached, or that has seen nothing yet, confirms nothing.
         """
         confirmed = 0
-        with self._lock:
-            for card in self._others():
-                try:
-                    confirmed += self._ask(card) is not None
-                except CloisterError:
-                    self.check()  # it was heard, and what it showed is alarming; all else counts as silence
+        with self._order:
+            errands = [self._lines[card.name].add(partial(self._ask, card)) for card in self._others()]
+        for errand in errands:
+            try:
+                confirmed += errand.result() is not None
+            except CloisterError:
+                self.check()  # it was heard, and what it showed is alarming; all else counts as silence
         return confirmed
 
     def show_all(self) -> int:
         """Show every peer the newest head, best effort; how many took it."""
         reached = 0
-        with self._lock:
-            note = self._log.head()
-            for card in self._others():
-                try:
-                    self._show(card, note)
-                except CloisterError:
-                    continue  # it learns of a later head; what it saw before, it keeps
-                reached += 1
+        with self._order:
+            errands = self._show_to(self._others(), self._log.head())
+        for errand in errands:
+            try:
+                errand.result()
+            except CloisterError:
+                continue  # it learns of a later head; what it saw before, it keeps
+            reached += 1
         return reached
 
-    def gather(self, index: int, least: int) -> Receipt:
-        """Entry ``index`` under a head that at least ``least`` peers cosigned just now; Untrusted("witness.quorum")."""
-        since = self._clock() - _FRESH
-        with self._lock:
-            for last in (False, False, True):
-                receipt = self._log.receipt(index)
-                note = self._cosigned(receipt.checkpoint)
-                witnesses = {card.log_origin: card.keys.receipt for card in self._others()}
-                try:
-                    verify_quorum(note, witnesses, least, not_before=since)
-                    break
-                except Untrusted:
-                    # Another replica may have shown a witness a newer head meanwhile, which takes no older one then.
-                    if last or self._log.head() == receipt.checkpoint:
-                        raise
-        return receipt.with_cosigned(note)
+    def gather(self, index: int, least: int, witnesses: Mapping[str, bytes]) -> Receipt:
+        """Entry ``index`` under a head that at least ``least`` of ``witnesses`` cosigned just now.
 
-    def _cosigned(self, shown: str) -> str:
-        note = shown
-        for card in self._others():
+        ``witnesses``: log name → key, of those that count; nobody else is asked. Raises Untrusted("witness.quorum").
+        """
+        since, end = self._clock() - _FRESH, time.monotonic() + _EXCHANGES * self._peers.seconds
+        for last in (False, False, True):
+            with self._order:
+                receipt = self._log.receipt(index)
+                cards = [card for card in self._others() if card.log_origin in witnesses]
+                errands = self._show_to(cards, receipt.checkpoint)
             try:
-                note = _merge(note, self._show(card, shown))
-            except CloisterError:
-                continue  # the caller counts who signed
-        return note
+                return receipt.with_cosigned(_quorum(receipt.checkpoint, errands, witnesses, least, since, end))
+            except Untrusted:
+                # Another replica may have shown a witness a newer head meanwhile, which takes no older one then.
+                if last or self._log.head() == receipt.checkpoint or time.monotonic() > end:
+                    raise
+        raise AssertionError("the last round returns or raises")
+
+    def _show_to(self, cards: Iterable[Card], note: str) -> dict[Future[str], str]:
+        """The answers to come, each with the log name of whom it comes from."""
+        return {self._lines[card.name].add(partial(self._show, card, note)): card.log_origin for card in cards}
 
     def _others(self) -> list[Card]:
         """Pinned parties whose address is known."""
@@ -185,10 +193,43 @@ class Herald:
         verify_consistency(seen.size, head.size, proof, seen.root, head.root)
 
 
-def _merge(mine: str, cosigned: str) -> str:
-    """Our note with the signature lines that a peer added; Untrusted if it is about something else."""
+def _quorum(
+    note: str, errands: Mapping[Future[str], str], witnesses: Mapping[str, bytes], least: int, since: int, end: float
+) -> str:
+    """``note`` with cosignatures of ``least`` witnesses, as soon as it has them; ``end`` is in monotonic seconds."""
+    with contextlib.suppress(TimeoutError), _given_up_at_the_end(errands):  # the count below decides
+        for errand in as_completed(errands, timeout=max(0.0, end - time.monotonic())):
+            try:
+                merged = _merge(note, errand.result(), errands[errand])
+                verify_quorum(merged, witnesses, 0, not_before=since)
+            except CloisterError:
+                continue  # silence, a refusal, or lines that don't hold: nothing of it is taken
+            note = merged
+            with contextlib.suppress(Untrusted):  # not enough yet
+                verify_quorum(note, witnesses, least, not_before=since)
+                return note
+    verify_quorum(note, witnesses, least, not_before=since)
+    return note
+
+
+@contextlib.contextmanager
+def _given_up_at_the_end(errands: Iterable[Future[str]]) -> Iterator[None]:
+    """What has not begun by then, nobody waits for any more, and what stands behind it in a line need not either."""
+    try:
+        yield
+    finally:
+        for errand in errands:
+            errand.cancel()
+
+
+def _merge(mine: str, cosigned: str, name: str) -> str:
+    """Our note with the lines that a peer added in its own name; Untrusted if it is about something else.
+
+    In others' names it could only spoil what they signed, and too many lines leave them no room.
+    """
     text, _, lines = cosigned.rpartition("\n\n")
     if mine.rpartition("\n\n")[0] != text:
         raise Untrusted("witness.other", "A witness cosigned another head than the one it was shown.")
     have = set(mine.splitlines())
-    return mine + "".join(f"{line}\n" for line in lines.splitlines() if line not in have)
+    added = [line for line in lines.split("\n") if line.startswith(f"\u2014 {name} ") and line not in have]
+    return mine + "".join(f"{line}\n" for line in added[:_MOST_LINES])

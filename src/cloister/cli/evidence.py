@@ -45,6 +45,10 @@ def verify(
     allow_debug: Annotated[
         bool, typer.Option("--allow-debug", help="Don't refuse what can be debugged; it says so all the same.")
     ] = False,
+    allow_unvouched: Annotated[
+        bool,
+        typer.Option("--allow-unvouched", help="Show what a TPM's quote says, though anybody could have made its key."),
+    ] = False,
     full: Full = False,
     as_json: Json = False,
 ) -> None:
@@ -56,6 +60,7 @@ def verify(
         at=moment(at),
         nonce=None if nonce is None else _nonce(nonce),
         allow_debug=allow_debug,
+        allow_unvouched=allow_unvouched,
     )
     result(proven.document(), _lines(proven, full), as_json=as_json)
 
@@ -63,7 +68,8 @@ def verify(
 def _lines(proven: Proven, full: bool) -> list[str]:
     lines = []
     for device in proven.devices:
-        lines.append(f"{device.name}: verified. {device.hardware}")
+        verdict = "not verified" if device.name in proven.unvouched else "verified"
+        lines.append(f"{device.name}: {verdict}. {device.hardware}")
         rows = [("identity", device.identity or "none"), *sorted(device.measurements.items())]
         rows += [(name, _shown(value)) for name, value in sorted(device.facts.items())]
         lines += [f"  {line}" for line in columns(rows, full=full)]

@@ -2,7 +2,8 @@
 
 Nothing is fetched. What certificates and lists the evidence doesn't bring is given as files, in the forms in which the
 vendors and their tools write them. A success says that the hardware signed these facts, as of the time that is asked
-about; whether they are good enough is an owner's policy, but for one rule: what can be debugged is refused.
+about; whether they are good enough is an owner's policy, but for two rules: what can be debugged is refused, and so is
+a TPM's quote, since nothing that is given here shows that a TPM made it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ __all__ = ["PLATFORMS", "Given", "Proven", "verify_evidence"]
 _MAX_JSON: Final = 1024 * 1024
 _HEX = re.compile(rb"\s*(?:[0-9a-fA-F]{2})+\s*")
 _NOT_FRESH: Final = "No nonce was given, so nothing is said about when, and for whom, this evidence was made."
+_UNVOUCHED: Final = (
+    "No maker vouches for this TPM's key, so this proves nothing: anybody can make such a quote with a key of its own."
+)
 _NOT_REVOKED: Final = "No revocation list was given, so a revoked certificate would not have been noticed."
 
 
@@ -47,12 +51,14 @@ class Given:
 
 @dataclass(frozen=True)
 class Proven:
-    """What is true of each piece of hardware, by signatures up to its vendor's root. ``notes`` say what was not."""
+    """What is true of each piece of hardware, by signatures up to its vendor's root. ``notes`` say what was not.
+    ``unvouched``: names of devices whose key no vendor stands for; what they say is nobody's word."""
 
     platform: str
     at: int
     devices: tuple[Device, ...]
     notes: tuple[str, ...]
+    unvouched: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         shown = ("name", "tee", "identity", "hardware", "measurements", "facts", "notes")
@@ -62,7 +68,8 @@ class Proven:
             "devices": devices,
             "notes": list(self.notes),
             "platform": self.platform,
-            "verified": True,
+            "unvouched": list(self.unvouched),
+            "verified": not self.unvouched,
         }
 
 
@@ -95,11 +102,13 @@ def verify_evidence(
     at: int,
     nonce: bytes | None = None,
     allow_debug: bool = False,
+    allow_unvouched: bool = False,
 ) -> Proven:
     """Verify ``evidence`` of ``platform`` as of ``at`` (POSIX seconds).
 
     Raises Misuse for a platform or files that don't fit together, Malformed, Untrusted or Unavailable for evidence that
-    does not verify, and Denied ``evidence.debug`` for what can be debugged unless ``allow_debug`` says otherwise.
+    does not verify, and Denied: ``evidence.debug`` for what can be debugged unless ``allow_debug`` says otherwise,
+    ``evidence.unvouched`` for a key that no vendor stands for unless ``allow_unvouched`` does.
     """
     check = _PLATFORMS.get(platform)
     if check is None:
@@ -115,7 +124,11 @@ def verify_evidence(
             "evidence.debug",
             f"The signatures hold, but {debug[0]} can be debugged, so whoever runs the host can read its memory.",
         )
-    return Proven(platform, at, devices, notes)
+    # What makes a TPM one is its enrolment (attestation.tpm.enrolment), and only an owner's broker keeps that.
+    unvouched = tuple(device.name for device in devices if device.tee == "tpm" and not device.identity)
+    if unvouched and not allow_unvouched:
+        raise Denied("evidence.unvouched", f"{_UNVOUCHED} Add --allow-unvouched to see what it says.")
+    return Proven(platform, at, devices, (*notes, _UNVOUCHED) if unvouched else notes, unvouched)
 
 
 _Answer = tuple[tuple[Device, ...], tuple[str, ...]]

@@ -8,6 +8,7 @@ from a machine that was looked at, and given as a register.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,14 @@ from ..attestation.models import guest_digest
 from ..attestation.snp.launch import DirectKernel, SnpGuest, launch_digest
 from ..attestation.tdx.launch import mrtd
 from ..crypto.cose import CoseKey
-from ..errors import Misuse
+from ..errors import Malformed, Misuse
 from .changes import image_measurement
 from .publishing import read_secret_key
 
 __all__ = ["Guest", "compute_reference_values", "read_reference_values", "sign_reference_values"]
 
 _REGISTERS = {"tdx": ("rtmr0", "rtmr1", "rtmr2", "rtmr3"), "tpm": tuple(f"pcr{n}" for n in range(24))}
+_PCR = re.compile(r"pcr(?:[0-9]|1[0-9]|2[0-3])")
 _TDX_GUEST = ("mrtd", "rtmr0", "rtmr1", "rtmr2")
 _NOT_COMPUTED = {
     "snp": "",
@@ -149,6 +151,9 @@ def read_reference_values(
     pinned = [CoseKey.read(key) for key in keys]
     at = int(time.time()) if now is None else now
     manifest = read_corim(data, pinned, now=at, vendor=vendor, profiles=profiles)
+    # What a TPM measures are its PCRs; another name would end as a rule about nothing, or as a PCR that nobody meant.
+    if not all(_PCR.fullmatch(v.name) for v in manifest.values if v.platform == "tpm" and v.digests):
+        raise Malformed("reference.pcr", "The CoRIM's values about a TPM are not about pcr0 to pcr23.")
     return {
         "key": manifest.key.fingerprint,
         "name": manifest.name,

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..attestation import verify_token
 from ..audit import Facts, Receipt, parse_event, verify_quorum
 from ..contracts import (
-    LEVELS,
     Card,
     Contract,
     Job,
@@ -27,11 +25,11 @@ from ..contracts import (
     read_job,
     read_permit,
 )
-from ..contracts.releases import approved_releases
-from ..crypto import Envelope, parse_canonical, parse_json, unb64url
+from ..crypto import Envelope, parse_canonical, parse_json
 from ..errors import Denied, Malformed, Misuse, Untrusted
 from ..fields import Fields
 from ..sealed import MANIFEST_TYPE, Manifest
+from .owners_results import check_result
 from .references import is_beginning
 
 __all__ = ["RELEASE_FILE", "Verified", "verify_bundle", "verify_release"]
@@ -41,7 +39,6 @@ PROVENANCE_FILE = "provenance.dsse.json"
 PROVENANCE_TYPE = "application/vnd.in-toto+json"
 _LIMIT = 16 * 1024 * 1024
 _MAX_FILES = 10_000
-_MAX_APPROVALS = 2048
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def verify_release(
     job = read_job(Envelope.from_bytes(f.text("job", limit=_LIMIT).encode()), contract)
     # 3. Every owner logged its key releases first, to one instance of one measured workload.
     run = _check_keys(f.mapping("keys", lambda _, v: v, limit=64), contract, job)
-    # 4. Every owner appraised that workload and found what the contract asks for.
+    # 4. Every owner appraised that workload and found what the contract asks for, on what it pins.
     _check_tokens(f.mapping("tokens", lambda _, v: v, limit=64), contract, job, run)
     # 5. That workload signed the output's manifest, which is as the contract says. 7. With every gate passed.
     envelope = Envelope.from_bytes(f.text("manifest", limit=_LIMIT).encode())
@@ -204,52 +201,11 @@ def _check_keys(keys: dict[str, Any], contract: Contract, job: Job) -> _Run:
 
 
 def _check_tokens(tokens: dict[str, Any], contract: Contract, job: Job, run: _Run) -> None:
-    platform = contract.platform
+    said = {"level": run.level, "measurement": run.measurement}
     if set(tokens) != set(contract.owners()):
         raise Untrusted("verify.tokens", "The bundle lacks an owner's attestation result.")
     for owner, token in tokens.items():
-        # A token's time is long over when a bundle is checked: it is judged at the moment of its own issue.
-        claims = verify_token(token, contract.parties[owner].receipt, now=_issued(token))
-        evidence = claims["submods"]["cpu0"]["ear.veraison.annotated-evidence"]
-        expected = {
-            "contract": contract.digest.hex(),
-            "instance": run.instance.hex(),
-            "job": job.digest.hex(),
-            "level": run.level,
-            "measurement": run.measurement,
-        }
-        if any(evidence.get(name) != value for name, value in expected.items()):
-            raise Untrusted("verify.token", f"The attestation result of {owner} is about another run.")
-        # What the contract names, and what every party approved since: their documents travel in the token.
-        approved = approved_releases(contract, _approvals(claims))
-        named = (
-            evidence["measurement"] in {*platform.measurements, *(m for one in approved for m in one.measurements)}
-            and evidence["agent"] in {*platform.agents, *(a for one in approved for a in one.agents)}
-            and evidence["attester"] in platform.attesters
-            and LEVELS.index(evidence["level"]) >= LEVELS.index(platform.assurance)
-        )
-        if not named:
-            raise Denied("verify.platform", f"{owner} appraised a platform that the contract does not name.")
-
-
-def _approvals(claims: dict[str, Any]) -> list[Envelope]:
-    f = Fields({"approvals": claims.get("cloister.approvals", [])}, "attestation result")
-    return list(f.items("approvals", _envelope_text, limit=_MAX_APPROVALS))
-
-
-def _envelope_text(value: Any) -> Envelope:
-    if not isinstance(value, str):
-        raise Malformed("verify.approval", "An approval in the attestation result is not the text of an envelope.")
-    return Envelope.from_bytes(value.encode())
-
-
-def _issued(token: Any) -> int:
-    parts = token.split(".") if isinstance(token, str) else []
-    body = parse_canonical(unb64url(parts[1])) if len(parts) == 3 else None
-    issued = body.get("iat") if isinstance(body, dict) else None
-    if not isinstance(issued, int):
-        raise Malformed("verify.token", "An attestation result in the bundle can't be read.")
-    return issued
+        check_result(token, owner, contract, job=job.digest, instance=run.instance, said=said)
 
 
 def _check_permits(permits: dict[str, Any], contract: Contract, job: Job, run: _Run, output: bytes) -> int:

@@ -9,7 +9,7 @@ None of it replaces the contract: where one party has not approved, everything s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..crypto import Envelope, Signer, sign_document
@@ -34,6 +34,8 @@ RELEASE_TYPE: Final = "application/vnd.cloister.release+json"
 APPROVAL_TYPE: Final = "application/vnd.cloister.approval+json"
 _MOST = 64  # measurements, agents or vulnerable measurements of one release
 _MOST_FIXES = 256
+_LARGEST_APPROVAL: Final = 16 * 1024
+"""Bytes of an approval's envelope with its one signature: one that names all that a release may name has 12 KiB."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,13 @@ def approval_envelope(contract: bytes, party: str, release: Release, key: Signer
 
 
 def read_approval(envelope: Envelope, contract: Contract) -> Approval:
-    """A genuine approval by a party of ``contract``; raises Untrusted or Malformed otherwise."""
+    """A genuine approval by a party of ``contract``; raises Untrusted or Malformed otherwise.
+
+    Its envelope holds the payload and that party's signature, nothing else: no signature covers the key ids, or what
+    else somebody added, so none of that is kept or passed on.
+    """
+    if len(envelope.payload) > _LARGEST_APPROVAL:
+        raise Malformed("approval.size", f"An approval has at most {_LARGEST_APPROVAL} bytes.")
     f = Fields(envelope.document(), "approval")
     f.text("type", choices=("approval/v1",))
     approval = Approval(
@@ -186,8 +194,24 @@ def read_approval(envelope: Envelope, contract: Contract) -> Approval:
     keys = contract.parties.get(approval.party)
     if keys is None or approval.contract != contract.digest:
         raise Untrusted("approval.other", "An approval speaks of another contract or party.")
-    envelope.verify(APPROVAL_TYPE, [keys.signing])
-    return approval
+    clean = _with_one_signature(envelope, keys.signing)
+    if len(clean.to_bytes()) > _LARGEST_APPROVAL:
+        raise Malformed("approval.size", f"An approval has at most {_LARGEST_APPROVAL} bytes.")
+    return replace(approval, envelope=clean)
+
+
+def _with_one_signature(envelope: Envelope, key: bytes) -> Envelope:
+    """Payload and the signature by ``key`` that holds. Raises Untrusted where none does."""
+    if envelope.payload_type != APPROVAL_TYPE:
+        raise Untrusted("dsse.type", "The document is not an approval.")
+    for _, signature in envelope.signatures:
+        one = Envelope(envelope.payload_type, envelope.payload, ((key.hex(), signature),))
+        try:
+            one.verify(APPROVAL_TYPE, [key])
+        except Untrusted:
+            continue  # somebody else's signature, or none at all
+        return one
+    raise Untrusted("dsse.unsigned", "An approval carries no valid signature of the party that it names.")
 
 
 def approved_releases(contract: Contract, envelopes: Iterable[Envelope]) -> list[Approval]:

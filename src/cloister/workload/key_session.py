@@ -60,10 +60,12 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Lease:
-    """``deadline`` is on this machine's boot-time clock, counted from before the request was sent."""
+    """``deadline`` is on this machine's boot-time clock, counted from before the request was sent. ``term``: how many
+    seconds the broker gave, fewer than the contract's where that ends; None: the contract's."""
 
     sequence: int
     deadline: float
+    term: int | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,7 +184,7 @@ class AttestedSession:
             secret=secret,
             resource=resource,
             receipt=receipt,
-            lease=Lease(lease.integer("sequence"), self._started + seconds),
+            lease=Lease(lease.integer("sequence"), self._started + seconds, seconds),
             checkpoint=_checkpoint(f.raw("checkpoint")),
         )
 
@@ -201,7 +203,11 @@ class AttestedSession:
         )
         if not same:
             raise Untrusted("lease.other", "A broker renewed another lease than the one asked for.")
-        return Lease(self._sequence, self._started + run.contract.lease_seconds)
+        # A broker's lease ends with the contract, which may be sooner. One that is older than this field does not say.
+        seconds = run.contract.lease_seconds
+        if lease.raw("seconds", optional=True) is not None:
+            seconds = min(seconds, lease.integer("seconds", low=1))
+        return Lease(self._sequence, self._started + seconds, seconds)
 
     def send(self, path: str, body: dict[str, Any]) -> Fields:
         """A further request in this session (checkpoint records, permits)."""

@@ -91,10 +91,9 @@ class LeaseKeeper:
         self._end(_expired())
 
     def _watch(self) -> None:
-        term = self._run.contract.lease_seconds
-        while not self._stop.wait(timeout=max(0.0, self._deadline() - term * 2 / 3 - boottime())):
+        while not self._stop.wait(timeout=max(0.0, min(map(self._due, self._leases.values())) - boottime())):
             try:
-                self._renew_all(term)
+                self._renew_all()
             except Unavailable as fault:
                 if not self._may_wait():
                     return self._end(fault)
@@ -106,10 +105,16 @@ class LeaseKeeper:
     def _may_wait(self) -> bool:
         return self._deadline() - _RETRY_SECONDS > boottime()
 
-    def _renew_all(self, term: int) -> None:
+    def _due(self, lease: Lease, early: float = 0.0) -> float:
+        """When a lease is to be renewed: a third of its own term after it began, ``early`` of a term before that. Short
+        ones at the contract's end come due ever sooner, but never all at once."""
+        term = self._run.contract.lease_seconds if lease.term is None else lease.term
+        return lease.deadline - term * (2 / 3 + early)
+
+    def _renew_all(self) -> None:
         statements = gather_statements(self._run)
         for party, lease in sorted(self._leases.items(), key=lambda item: item[1].deadline):
-            if lease.deadline - term * (2 / 3 + _TOGETHER) > boottime():
+            if self._due(lease, _TOGETHER) > boottime():
                 continue  # this one was renewed a moment ago
             with AttestedSession(
                 self._run, party, purpose="renew", sequence=lease.sequence + 1, statements=statements
