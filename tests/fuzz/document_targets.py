@@ -22,7 +22,17 @@ from cloister.client.parties import parse_card
 from cloister.client.proposal import read_draft
 from cloister.contracts import CONTRACT_TYPE, Terms, contract, documents, parse_recipe, party, recipe_yaml, releases
 from cloister.control import states
-from cloister.crypto import Envelope, JweKey, SigningKey, b64url, canonical, canonical_xml, jwe_encrypt, ocsp
+from cloister.crypto import (
+    Envelope,
+    HpkePrivateKey,
+    JweKey,
+    SigningKey,
+    b64url,
+    canonical,
+    canonical_xml,
+    jwe_encrypt,
+    ocsp,
+)
 from cloister.crypto import certificates as x509
 from cloister.crypto.cbor import cbor, parse_cbor
 from cloister.crypto.cose import CoseKey, cose_sign1, cose_verify1
@@ -142,7 +152,7 @@ def _contracts() -> list[Target]:
          "releases.read_approval"),
     ]  # fmt: skip
     made = [
-        Target(name, as_envelope(kind, read, _signers()), (lambda seed=seed: [seed().payload]), (c + covered,))
+        Target(name, as_envelope(kind, read, _signers(name)), (lambda seed=seed: [seed().payload]), (c + covered,))
         for name, kind, read, seed, covered in kinds
     ]
     recipes = [json.dumps(recipe()).encode(), b"task: classification\nmethod: lora\ndata: a/b\nbase: c/d\n"]
@@ -160,8 +170,10 @@ def _contracts() -> list[Target]:
 
 
 @cache
-def _signers() -> tuple[SigningKey, ...]:
-    """Whoever signs documents here: each reader finds the signature that it wants."""
+def _signers(name: str) -> tuple[SigningKey, ...]:
+    """Whoever signs documents here: each reader finds the signature that it wants, or takes a sole one only."""
+    if name in ("job", "statement"):
+        return (bundles.HOSPITAL.secret("signing" if name == "job" else "status"),)
     return (KEY, *(bundles.HOSPITAL.secret(role) for role in ("signing", "status", "receipt")))
 
 
@@ -303,9 +315,14 @@ def _ocsp() -> list[bytes]:
     return [made.public_bytes(serialization.Encoding.DER)]
 
 
+@cache
+def hpke() -> HpkePrivateKey:
+    return HpkePrivateKey.generate()
+
+
 def _knock() -> Iterable[bytes]:
     cloister = {
-        "contract": deal().envelope.to_bytes().decode(), "hpke": base64.b64encode(bytes(1216)).decode(),
+        "contract": deal().envelope.to_bytes().decode(), "hpke": base64.b64encode(hpke().public).decode(),
         "instance": "00" * 16, "job": job().envelope.to_bytes().decode(), "purpose": "release", "sequence": 0,
         "signing": "00" * 32, "statements": [_statement().to_bytes().decode()],
     }  # fmt: skip
