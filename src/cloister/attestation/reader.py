@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Collection
 from typing import Literal
 
 from ..errors import Malformed
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "canonical_base64"]
+
+
+def canonical_base64(text: object, what: str, *, limit: int, code: str) -> bytes:
+    """The bytes of a field of ``what`` evidence: at most ``limit`` characters, in the one text that an encoder writes.
+
+    Malformed(``code``) for anything else.
+    """
+    if not isinstance(text, str) or len(text) > limit:
+        raise Malformed(code, f"A field of the {what} evidence is not base64.")
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise Malformed(code, f"A field of the {what} evidence is not base64.") from None
+    if base64.b64encode(raw).decode() != text:
+        raise Malformed(code, f"A field of the {what} evidence is not canonical base64.")
+    return raw
 
 
 class Reader:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -14,6 +12,7 @@ from ...errors import Malformed, Untrusted
 from ..collateral import Collateral, Staleness
 from ..events import OpenedLog, open_log
 from ..models import Claims, Device, Evidence, Level, guest_digest
+from ..reader import canonical_base64
 from .certs import Leaf, attester_id, check_chain, check_revocation, read_amd, read_leaf
 from .endorsements import MAX_CERTIFICATES, find_endorsements
 from .facts import device
@@ -163,15 +162,7 @@ def _parse_primary(primary: dict[str, Any]) -> tuple[bytes, list[Certificate]]:
 
 
 def _base64(text: object) -> bytes:
-    if not isinstance(text, str) or len(text) > _MAX_BASE64:
-        raise Malformed("snp.base64", "A field of the SEV-SNP evidence is not base64.")
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise Malformed("snp.base64", "A field of the SEV-SNP evidence is not base64.") from None
-    if base64.b64encode(raw).decode() != text:
-        raise Malformed("snp.base64", "A field of the SEV-SNP evidence is not canonical base64.")
-    return raw
+    return canonical_base64(text, "SEV-SNP", limit=_MAX_BASE64, code="snp.base64")
 
 
 def _check_asked(report: Report) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -13,6 +11,7 @@ from ..bootlog import BootLog, check_replay, parse_log, secure_boot
 from ..collateral import Collateral, Staleness
 from ..events import OpenedLog, open_log
 from ..models import Claims, Device, Evidence, Fact, Level, guest_digest
+from ..reader import canonical_base64
 from .device import describe
 from .quote import MAX_QUOTE, Quote, TdReport
 from .quoting import authenticate_quote, judge_quote
@@ -103,15 +102,7 @@ def _parse_primary(primary: dict[str, Any]) -> tuple[bytes, BootLog | None]:
 
 
 def _base64(text: object, limit: int) -> bytes:
-    if not isinstance(text, str) or len(text) > 4 * (limit // 3 + 1):
-        raise Malformed("tdx.base64", "A field of the TDX evidence is not base64.")
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise Malformed("tdx.base64", "A field of the TDX evidence is not base64.") from None
-    if base64.b64encode(raw).decode() != text:
-        raise Malformed("tdx.base64", "A field of the TDX evidence is not canonical base64.")
-    return raw
+    return canonical_base64(text, "TDX", limit=4 * (limit // 3 + 1), code="tdx.base64")
 
 
 def _trust_domain(quote: Quote) -> TdReport:

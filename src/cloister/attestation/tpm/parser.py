@@ -12,7 +12,7 @@ from typing import Final
 
 from ...crypto.signatures import ecdsa_public_der, rsa_public_der
 from ...errors import Malformed
-from .wire import Reader, der_integers, sized, uint
+from .wire import TpmReader, der_integers, sized, uint
 from .wire import encode_name as _encode_name
 
 __all__ = ["Attest", "PcrSelection", "PublicArea", "Signature", "parse_attest", "parse_public", "parse_signature"]
@@ -96,13 +96,13 @@ class PublicArea:
 
 def parse_public(data: bytes) -> PublicArea:
     """Parse a TPMT_PUBLIC strictly."""
-    read = Reader(data, "key", _MAX_STRUCTURE)
+    read = TpmReader(data, "key", _MAX_STRUCTURE)
     algorithm = read.one_of(2, (ALG_ECC, ALG_RSA))
     read.one_of(2, (ALG_SHA256,))
     attributes = read.uint(4)
     if attributes & ~_KNOWN_ATTRIBUTES:
         raise Malformed("tpm.structure", "A TPM key has attributes that are not known.")
-    policy = read.sized((0, 32))
+    policy = read.tpm2b((0, 32))
     symmetric = 0
     if read.one_of(2, (ALG_NULL, ALG_AES)) == ALG_AES:
         symmetric = read.one_of(2, (128, 256))
@@ -115,11 +115,11 @@ def parse_public(data: bytes) -> PublicArea:
     if algorithm == ALG_ECC:
         read.one_of(2, (_CURVE_P256,))
         read.one_of(2, (ALG_NULL,))
-        unique: tuple[bytes, ...] = (read.sized((32,)), read.sized((32,)))
+        unique: tuple[bytes, ...] = (read.tpm2b((32,)), read.tpm2b((32,)))
     else:
         bits = read.one_of(2, _RSA_BITS)
         read.one_of(4, (0,))  # Part 2 §12.2.3.5: zero stands for the exponent 65537
-        unique = (read.sized((bits // 8,)),)
+        unique = (read.tpm2b((bits // 8,)),)
     read.end()
     return PublicArea(algorithm, attributes, policy, symmetric, scheme, bits, unique)
 
@@ -142,14 +142,14 @@ class Signature:
 
 def parse_signature(data: bytes) -> Signature:
     """Parse a TPMT_SIGNATURE strictly."""
-    read = Reader(data, "signature", _MAX_STRUCTURE)
+    read = TpmReader(data, "signature", _MAX_STRUCTURE)
     scheme = read.one_of(2, (ALG_ECDSA, ALG_RSASSA, ALG_RSAPSS))
     read.one_of(2, (ALG_SHA256,))
     if scheme == ALG_ECDSA:
         # Older TPMs drop leading zero bytes of r and s; they may not add any.
         parts: tuple[bytes, ...] = (read.scalar(32), read.scalar(32))
     else:
-        parts = (read.sized(tuple(bits // 8 for bits in _RSA_BITS)),)
+        parts = (read.tpm2b(tuple(bits // 8 for bits in _RSA_BITS)),)
     read.end()
     return Signature(scheme, parts)
 
@@ -195,11 +195,11 @@ def parse_attest(data: bytes) -> Attest:
     The magic number matters: a restricted key signs only what the TPM made itself or what doesn't begin with
     it (Part 1 §25.2), so outside data can't be passed off as a quote.
     """
-    read = Reader(data, "quote", _MAX_STRUCTURE)
+    read = TpmReader(data, "quote", _MAX_STRUCTURE)
     read.one_of(4, (_GENERATED,))
     read.one_of(2, (_ST_QUOTE,))
-    signer = read.sized((34,))
-    extra = read.sized(tuple(range(65)))
+    signer = read.tpm2b((34,))
+    extra = read.tpm2b(tuple(range(65)))
     clock, resets, restarts = read.uint(8), read.uint(4), read.uint(4)
     safe = read.one_of(1, (0, 1)) == 1
     firmware = read.uint(8)
@@ -207,6 +207,6 @@ def parse_attest(data: bytes) -> Attest:
     if count > _MAX_BANKS:
         raise Malformed("tpm.structure", "A TPM quote selects more PCR banks than any TPM has.")
     selections = tuple(PcrSelection(read.uint(2), read.take(read.one_of(1, (0, 1, 2, 3, 4)))) for _ in range(count))
-    digest = read.sized((20, 32, 48, 64))
+    digest = read.tpm2b((20, 32, 48, 64))
     read.end()
     return Attest(signer, extra, clock, resets, restarts, safe, firmware, selections, digest)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from ...errors import Malformed, Untrusted
 from ..bootlog import BootLog, check_replay, parse_log, secure_boot
 from ..events import OpenedLog, open_log, replay
 from ..models import Claims, Device, Evidence, Fact
+from ..reader import canonical_base64
 from . import parser
 from .enrolment import Enrolment, check_ak
 from .parser import Attest, PublicArea, Signature, parse_attest, parse_public, parse_signature
@@ -129,15 +128,7 @@ def _parse_primary(primary: dict[str, Any]) -> _Parts:
 
 
 def _base64(text: object, limit: int = _MAX_FIELD) -> bytes:
-    if not isinstance(text, str) or len(text) > limit:
-        raise Malformed("tpm.base64", "A field of the TPM evidence is not base64.")
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise Malformed("tpm.base64", "A field of the TPM evidence is not base64.") from None
-    if base64.b64encode(raw).decode() != text:
-        raise Malformed("tpm.base64", "A field of the TPM evidence is not canonical base64.")
-    return raw
+    return canonical_base64(text, "TPM", limit=limit, code="tpm.base64")
 
 
 def _parse_pcrs(value: object) -> dict[str, str]:

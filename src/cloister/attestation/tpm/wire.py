@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ...crypto import sha256
-from ...errors import Malformed
+from ..reader import Reader
 
-__all__ = ["Reader", "der_integers", "encode_name", "sized", "uint"]
+__all__ = ["TpmReader", "der_integers", "encode_name", "sized", "uint"]
 
 _SHA256_NAME = b"\x00\x0b"
 
@@ -38,49 +38,19 @@ def der_integers(*numbers: bytes) -> bytes:
     return b"\x30" + bytes([len(body)]) + body
 
 
-class Reader:
-    """Takes bytes from the front and never reads past the end; every failure is Malformed."""
+class TpmReader(Reader):
+    """Big-endian, and with the TPM's own sized buffers; every failure is Malformed ``tpm.structure``."""
 
     def __init__(self, data: bytes, what: str, limit: int) -> None:
-        self._what = what
-        if len(data) > limit:
-            raise self._bad("is too long")
-        self._data = data
-        self._at = 0
+        super().__init__(data, f"TPM {what}", limit=limit, order="big", code="tpm.structure")
 
-    def _bad(self, why: str) -> Malformed:
-        return Malformed("tpm.structure", f"A TPM {self._what} {why}; it was changed or is of an unsupported kind.")
-
-    def take(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
-        if len(self._data) - self._at < size:
-            raise self._bad("ends too early")
-        start, self._at = self._at, self._at + size
-        return self._data[start : self._at]
-
-    def uint(self, size: int) -> int:
-        """An unsigned integer of ``size`` bytes."""
-        return int.from_bytes(self.take(size), "big")
-
-    def one_of(self, size: int, allowed: Collection[int]) -> int:
-        """An integer that must be one of ``allowed``."""
-        value = self.uint(size)
-        if value not in allowed:
-            raise self._bad("has a value that is not accepted")
-        return value
-
-    def sized(self, lengths: Collection[int]) -> bytes:
+    def tpm2b(self, lengths: Collection[int]) -> bytes:
         """A TPM2B whose length must be one of ``lengths``."""
         return self.take(self.one_of(2, lengths))
 
     def scalar(self, size: int) -> bytes:
         """A TPM2B number of at most ``size`` bytes: either all of them, or fewer without a leading zero byte."""
-        number = self.sized(range(1, size + 1))
+        number = self.tpm2b(range(1, size + 1))
         if len(number) < size and number[0] == 0:
-            raise self._bad("has a number with needless zero bytes")
+            raise self.bad("has a number with needless zero bytes")
         return number
-
-    def end(self) -> None:
-        """Nothing may follow."""
-        if self._at != len(self._data):
-            raise self._bad("has bytes after its end")
