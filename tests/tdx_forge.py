@@ -124,9 +124,11 @@ class Certified:
         begins: int = NOW - 1000 * DAY,
         ends: int = NOW + 1000 * DAY,
         serial: int | None = None,
+        signs: bool | None = None,
     ) -> None:
         self.key = new_key()
         self.name = name(common)
+        signs = not authority if signs is None else signs
         signer, signer_name = (self.key, self.name) if issuer is None else (issuer.key, issuer.name)
         builder = (
             x509.CertificateBuilder()
@@ -137,9 +139,7 @@ class Certified:
             .not_valid_before(when(begins))
             .not_valid_after(when(ends))
             .add_extension(x509.BasicConstraints(authority, None), critical=True)
-            .add_extension(
-                x509.KeyUsage(not authority, False, False, False, False, authority, authority, False, False), True
-            )
+            .add_extension(x509.KeyUsage(signs, False, False, False, False, authority, authority, False, False), True)
         )
         if extension is not None:
             oid = x509.ObjectIdentifier("1.2.840.113741.1.13.1")

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cloister.attestation.collateral import CollateralSet, Item, Staleness
+from cloister.crypto.der import read_der
 from cloister.errors import CloisterError, Malformed, Untrusted
 from tests.nvidia_forge import SIGNING, Factory, Gpu, composite_id
 from tests.pki import DAY, NOW, Entity, answer, extension, issue, p384, responder, tlv
@@ -202,3 +205,21 @@ def test_a_made_up_device_between_a_revoked_one_and_its_leaf() -> None:
     refused("x509.hold", [*brom(reason=HOLD), vouched], gpu=gpu)
     # And even one that nobody has revoked yet stays one device.
     refused("nvidia.chain", [*GOOD, vouched], gpu=gpu)
+
+
+def test_a_revoked_device_under_another_text_of_its_certificate() -> None:
+    """Of an ECDSA signature (r, s) anybody makes (r, n - s), which is as good: the boot ROM's certificate then has
+    another SHA-256, under which nobody has asked."""
+    r, s = decode_dss_signature(BROM.cert.signature)
+    other = encode_dss_signature(r, ec.SECP384R1().group_order - s)
+    parts = read_der(BROM.der, "certificate", code="test.form").children(count=3)
+    twin = tlv(0x30, parts[0].encode() + parts[1].encode() + tlv(3, b"\0" + other))
+    again = Entity(BROM.key, x509.load_der_x509_certificate(twin))
+    assert again.parsed.fingerprint != BROM.parsed.fingerprint
+    gpu = Gpu(GPU.arch, [GPU.chain[0], again, *GPU.chain[2:]], GPU.fwid, GPU.pdi)
+    assert verify(GOOD, gpu=gpu)["revocation_checked"] is True
+    refused("x509.hold", brom(reason=HOLD), gpu=gpu)
+    # Nor does a good answer about one text hide what is said about the other.
+    vouched = Item("nvidia-ocsp", again.parsed.fingerprint, answer(again, PROVISIONER, RESPONDER), NOW)
+    refused("x509.hold", [*brom(reason=HOLD), vouched], gpu=gpu)
+    refused("x509.hold", [*brom(reason=HOLD), vouched])

@@ -103,6 +103,11 @@ def test_documents_by_a_platform():
     refused("x509.root", tcb_info=info(named.key), tcb_info_chain=named.pem + FORGE.authority.pem)
 
 
+def test_documents_by_a_key_that_may_not_sign():
+    mute = Certified(SIGNER, FORGE.root, authority=False, signs=False)
+    refused("x509.usage", tcb_info=info(mute.key), tcb_info_chain=mute.pem + FORGE.root.pem)
+
+
 def test_a_document_changed_after_signing():
     for find, put in ((b"UpToDate", b"UptoDate"), (b'"tcbType":0', b'"tcbType":00'), (b'"svn":5', b'"svn":4')):
         answer = info().replace(find, put, 1)

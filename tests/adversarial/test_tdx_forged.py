@@ -77,6 +77,12 @@ def test_an_authority_in_the_place_of_a_platform():
     refused(FORGE.quote(chain=chain, qe_signer=pck.key), "x509.ca")
 
 
+def test_a_platforms_certificate_for_a_key_that_may_not_sign():
+    pck = leaf(FORGE.authority, signs=False)
+    chain = pck.pem + FORGE.authority.pem + FORGE.root.pem
+    refused(FORGE.quote(chain=chain, qe_signer=pck.key), "x509.usage")
+
+
 def test_expired_certificates_and_ones_from_the_future():
     for changed, code in (({"ends": NOW - 1}, "x509.expired"), ({"begins": NOW + 1}, "x509.not-yet")):
         pck = leaf(FORGE.authority, **changed)

@@ -17,13 +17,24 @@ from cloister.attestation.events import open_log
 from cloister.attestation.models import Evidence, ReferenceValues
 from cloister.attestation.nvidia import rim, spdm
 from cloister.attestation.nvidia.verifier import NvidiaVerifier
-from cloister.attestation.snp import SnpVerifier, certs, report
-from cloister.attestation.tdx import TdxVerifier, documents, enclave, pck, quote, revocation, sources, tcb
+from cloister.attestation.snp import SnpGuestJudge, SnpVerifier, certs, report
+from cloister.attestation.snp import stock as snp_stock
+from cloister.attestation.tdx import (
+    TdxGuestJudge,
+    TdxVerifier,
+    documents,
+    enclave,
+    pck,
+    quote,
+    revocation,
+    sources,
+    tcb,
+)
 from cloister.attestation.tpm import TpmVerifier, ek, ek_certificate, enrolment, hcl, parser
 from cloister.broker.collateral_store import Kept, read_bundle, write_bundle
 from cloister.crypto import parse_json
 from cloister.crypto.cose import CoseKey
-from tests import azure_forge, boot_logs, corim_vectors, nvidia_forge, snp_forge, tdx_forge
+from tests import azure_forge, boot_logs, corim_vectors, nvidia_forge, snp_forge, stock_evidence, tdx_forge
 from tests.adversarial import evidence_forge
 
 from .registry import Target, as_json, as_text, shared_bytes, wire
@@ -101,8 +112,9 @@ def attestation_targets() -> list[Target]:
             "gpu evidence",
             _gpu_verifier(),
             lambda: [wire([gpus().gpu().entry(REPORT)])],
-            (f"{a}nvidia.verifier.NvidiaVerifier", f"{a}nvidia.forms.read_entries", f"{a}nvidia.der.read_der"),
+            (f"{a}nvidia.verifier.NvidiaVerifier", f"{a}nvidia.forms.read_entries"),
         ),
+        *_stock_targets(a),
         *_tpm_targets(f"{a}tpm."),
         Target("boot log", bootlog.parse_log, _boot_logs, (f"{a}bootlog.format.parse_log",), 128 * 1024),
         Target(
@@ -150,6 +162,43 @@ def attestation_targets() -> list[Target]:
             read_bundle,
             lambda: [write_bundle(Kept(item) for item in tdx().items())],
             ("cloister.broker.collateral_store.read_bundle",),
+        ),
+    ]
+
+
+def _stock_targets(a: str) -> list[Target]:
+    """Guests of the Confidential Containers kind: the report's fields, and whole judgements."""
+    signed = cache(lambda: snp().report(report_data=REPORT + bytes(32)))
+    quote = cache(lambda: tdx().quote(tdx().td(report_data=REPORT + bytes(32))))
+    shapes = (stock_evidence.older, stock_evidence.newer)
+    amd = cache(lambda: SnpGuestJudge(snp().collateral(), Staleness(), roots=snp().roots))
+    intel = cache(lambda: TdxGuestJudge(tdx().collateral(), Staleness(), roots=tdx().roots))
+    return [
+        Target(
+            "stock snp report",
+            as_json(snp_stock.read_stock_report),
+            lambda: [wire(shape(report)) for shape in shapes for report in _snp_reports() if report[0] != 0],
+            (f"{a}snp.stock.read_stock_report",),
+        ),
+        Target(
+            "stock snp certificates",
+            as_json(snp_stock.read_stock_certificates),
+            lambda: [wire(stock_evidence.chain(VCEK=snp().leaf().der, CRL=b"x")), b"null"],
+            (f"{a}snp.stock.read_stock_certificates",),
+        ),
+        Target(
+            "stock snp evidence",
+            as_json(lambda body: amd().judge(body, REPORT, now=snp_forge.NOW)),
+            lambda: [wire(stock_evidence.snp(signed(), None, shape=shape)) for shape in shapes],
+            (f"{a}snp.stock.SnpGuestJudge",),
+            256 * 1024,
+        ),
+        Target(
+            "stock tdx evidence",
+            as_json(lambda body: intel().judge(body, REPORT, now=tdx_forge.NOW)),
+            lambda: [wire(stock_evidence.tdx(quote(), aa_eventlog="INIT"))],
+            (f"{a}tdx.stock.TdxGuestJudge", f"{a}tdx.verifier.read_quote", f"{a}tdx.verifier.read_boot_log"),
+            256 * 1024,
         ),
     ]
 

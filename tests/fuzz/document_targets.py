@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import tempfile
@@ -20,7 +21,18 @@ from cloister.broker.init_data import InitData
 from cloister.broker.kbs_request import read_attestation, read_knock
 from cloister.client.parties import parse_card
 from cloister.client.proposal import read_draft
-from cloister.contracts import CONTRACT_TYPE, Terms, contract, documents, parse_recipe, party, recipe_yaml, releases
+from cloister.contracts import (
+    CONTRACT_TYPE,
+    Terms,
+    contract,
+    documents,
+    parse_recipe,
+    party,
+    read_trustee_key,
+    recipe_yaml,
+    releases,
+    trustee_key,
+)
 from cloister.control import states
 from cloister.crypto import (
     Envelope,
@@ -36,9 +48,11 @@ from cloister.crypto import (
 from cloister.crypto import certificates as x509
 from cloister.crypto.cbor import cbor, parse_cbor
 from cloister.crypto.cose import CoseKey, cose_sign1, cose_verify1
+from cloister.crypto.der import Der, read_der
 from cloister.crypto.jws import JwsKey, verify_jws
 from cloister.crypto.slip39 import Share, share_secret
 from cloister.crypto.xmldsig import open_signed_xml
+from cloister.errors import CloisterError
 from cloister.keys import WrappedKey
 from cloister.keys.document import VaultDocument
 from cloister.node.socket_requests import SocketLimits, parse_request
@@ -99,7 +113,7 @@ def _crypto() -> list[Target]:
             lambda: [cose_sign1(b"payload", {3: "text"}, KEY)],
             (f"{c}cose.cose_verify1",),
         ),
-        Target("public key", CoseKey.read, lambda: [KEY.public.hex().encode()], (f"{c}cose.CoseKey.read",), 8192),
+        Target("public key", CoseKey.read, _keys_of_signers, (f"{c}cose.CoseKey.read",), 8192),
         Target(
             "jws",
             as_text(lambda text: verify_jws(text, JwsKey("EdDSA", KEY.public), limit=64 * 1024)),
@@ -115,6 +129,7 @@ def _crypto() -> list[Target]:
             (f"{c}xmldsig.open_signed_xml",),
             256 * 1024,
         ),
+        Target("der", _walk, _certificates, (f"{c}der.read_der",), 8192),
         Target("certificate", x509.read_certificate, _certificates, (f"{c}certificates.read_certificate",), 32 * 1024),
         Target(
             "certificates",
@@ -162,11 +177,21 @@ def _contracts() -> list[Target]:
         Target("yaml", recipe_yaml.read_yaml, lambda: recipes, (f"{c}recipe_yaml.read_yaml",)),
         Target("terms", as_json(Terms.read), lambda: [wire(deal().assets[0].terms.document())],
                (f"{c}terms.Terms.read",)),
+        Target("contract with stock parties", as_envelope(CONTRACT_TYPE, contract.read_contract, (KEY,)),
+               _stock_contract, (f"{c}contract.read_contract",)),
+        Target("stock key broker's key", lambda data: read_trustee_key(data, contract=bytes(32), asset=bytes(32)),
+               lambda: [trustee_key(bytes(32), bytes(32), bytes(32))], (f"{c}trustees.read_trustee_key",)),
         Target("card's text", parse_card, lambda: [bundles.HOSPITAL.card.envelope.to_bytes()],
                ("cloister.client.parties.parse_card",)),
         Target("draft", lambda data: read_draft(data, now=NOW), lambda: [DRAFT],
                ("cloister.client.proposal.read_draft",)),
     ]  # fmt: skip
+
+
+def _stock_contract() -> Iterable[bytes]:
+    entry = {"address": "kbs.example:8080", "repository": "cloister", "tls_pin": "ab" * 32, "unbound": True}
+    platform = {**bundles.contract_fields()["platform"], "stock_guests": True}
+    return [bundles.make_contract(platform=platform, trustees={"lab": entry}).envelope.payload]
 
 
 @cache
@@ -298,6 +323,24 @@ def _certificates() -> Iterable[bytes]:
     return [x509.read_certificate(tdx().signer.pem).der, tdx().signer.pem, *shared_bytes("snp/milan_vcek.der")]
 
 
+def _keys_of_signers() -> Iterable[bytes]:
+    return [KEY.public.hex().encode(), x509.read_certificate(tdx().signer.pem).spki]
+
+
+def _walk(data: bytes) -> None:
+    """Each element as everything that it could be, some levels down."""
+    level = [read_der(data, "thing", code="thing.form")]
+    for _ in range(4):
+        below: list[Der] = []
+        for element in level[:200]:
+            for read in (element.oid, element.boolean, element.text, element.bits, lambda e=element: e.unsigned(2)):
+                with contextlib.suppress(CloisterError):
+                    read()
+            with contextlib.suppress(CloisterError):
+                below += element.children(element.tag)
+        level = below
+
+
 @cache
 def _ocsp() -> list[bytes]:
     """A good answer about a certificate of the forge's."""
@@ -347,6 +390,7 @@ def _node_requests() -> Iterable[bytes]:
         b'{"op":"connect","party":"hospital"}',
         wire({"op": "telemetry", "event": progress}),
         wire({"op": "evidence", "nonce": "abc", "tee-pubkey": {"kty": "EC"}}),
+        wire({"op": "stock-evidence", "nonce": "abc", "tee-pubkey": {"kty": "EC"}, "hash": "sha384"}),
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloister.attestation import corim
 from cloister.attestation.corim import PLATFORMS, Manifest, ReferenceValue, read_corim, write_corim
 from cloister.crypto import SigningKey
 from cloister.crypto.cbor import Tag, cbor
@@ -246,3 +247,18 @@ def test_any_signed_value_is_read_or_refused(value: Any, lenient: bool) -> None:
             read(forge.signed(body), vendor=lenient)
         except CloisterError:
             continue
+
+
+def test_many_values_of_one_thing_are_each_looked_at_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    many, looked = 500, []
+
+    class Form:
+        def fullmatch(self, text: str) -> bool:
+            looked.append(text)
+            return len(text) == 64
+
+    monkeypatch.setattr(corim, "_HEX", Form())
+    triples = [forge.triple({2: [[1, n.to_bytes(32, "big")]]}, "one")[0] for n in range(many)]
+    (value,) = read(forge.signed(forge.corim(triples))).values
+    assert len(value.digests) == many
+    assert len(looked) <= 3 * many

@@ -143,6 +143,11 @@ def test_keys_that_are_not_accepted() -> None:
     for data in (info, b"", b"ab" * 31, b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", b"\x30\x00"):
         with pytest.raises(Malformed):
             CoseKey.read(data)
+    # A curve that the library doesn't know, and an algorithm: it has an error of its own for each.
+    der = p521.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for known, odd in (("06052b81040023", "06052b81040055"), ("06072a8648ce3d0201", "06072a8648ce3d0209")):
+        with pytest.raises(Malformed):
+            CoseKey.read(der.replace(bytes.fromhex(known), bytes.fromhex(odd)))
     with pytest.raises(Malformed):
         CoseKey.ed25519(b"short")
 

@@ -212,6 +212,8 @@ def test_hardware_signatures_ecdsa_and_rsa() -> None:
 
 def test_hardware_signatures_refuse_what_is_weak_or_foreign() -> None:
     ed = base64.b64decode("MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=")
+    with pytest.raises(Malformed, match="can't be parsed"):
+        verify_hardware_signature(ed.replace(b"\x2b\x65\x70", b"\x2a\x03\x04"), b"quote", bytes(64))
     with pytest.raises(Malformed, match="neither"):
         verify_hardware_signature(ed, b"", b"")
     with pytest.raises(Malformed, match="can't be parsed"):

@@ -11,17 +11,32 @@ from pathlib import Path
 import pytest
 
 from cloister.crypto import SigningKey
-from cloister.crypto.tls import certificate_pin, connect_pinned, make_certificate, public_key_pin, server_context
-from cloister.errors import Unavailable, Untrusted
+from cloister.crypto.tls import (
+    certificate_pin,
+    connect_pinned,
+    make_certificate,
+    peer_key,
+    public_key_pin,
+    server_context,
+)
+from cloister.errors import Malformed, Unavailable, Untrusted
 from tests.patience import until
 
 SEED = b"\7" * 32
 
 
+def of_version_2(pem: bytes) -> bytes:
+    """The same certificate under another version than there is: OpenSSL takes it, as nobody asks it who signed."""
+    der = ssl.PEM_cert_to_DER_cert(pem.decode())
+    third, second = bytes.fromhex("a003020102"), bytes.fromhex("a003020101")
+    assert der.count(third) == 1
+    return ssl.DER_cert_to_PEM_cert(der.replace(third, second)).encode()
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[int, list[bytes]]]:
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, list[bytes]]]:
     cert, key = make_certificate(SEED, "broker")
-    (tmp_path / "c").write_bytes(cert)
+    (tmp_path / "c").write_bytes(getattr(request, "param", bytes)(cert))
     (tmp_path / "k").write_bytes(key)
     context = server_context(str(tmp_path / "c"), str(tmp_path / "k"))
     listener = socket.create_server(("127.0.0.1", 0))
@@ -69,6 +84,32 @@ def test_another_key_is_refused_before_anything_is_sent(server: tuple[int, list[
     with pytest.raises(Untrusted, match="another TLS key"):
         connect_pinned(socket.create_connection(("127.0.0.1", port)), b"\0" * 32)
     assert b"".join(until("what the server heard", lambda: list(received))) == b""
+
+
+@pytest.mark.parametrize("server", [of_version_2], indirect=True)
+def test_a_certificate_that_only_openssl_can_read_is_refused(server: tuple[int, list[bytes]]) -> None:
+    port, received = server
+    with pytest.raises(Untrusted) as caught:
+        connect_pinned(socket.create_connection(("127.0.0.1", port)), public_key_pin(SigningKey(SEED).public))
+    assert caught.value.code == "tls.pin"
+    assert b"".join(until("what the server heard", lambda: list(received))) == b""
+
+
+def test_a_certificate_that_cant_be_read_has_no_pin_and_no_key() -> None:
+    cert, _ = make_certificate(SEED, "broker")
+    der = ssl.PEM_cert_to_DER_cert(of_version_2(cert).decode())
+    unknown = ssl.PEM_cert_to_DER_cert(cert.decode()).replace(b"\x2b\x65\x70", b"\x2a\x03\x04")
+    for data in (der, unknown, b"", b"\x30\0"):
+        with pytest.raises(Malformed) as caught:
+            certificate_pin(data)
+        assert caught.value.code == "tls.certificate"
+
+        class Peer:
+            def getpeercert(self, binary_form: bool, shown: bytes = data) -> bytes:
+                assert binary_form
+                return shown
+
+        assert peer_key(Peer()) is None  # type: ignore[arg-type]
 
 
 def test_a_peer_that_speaks_no_tls_is_unavailable() -> None:

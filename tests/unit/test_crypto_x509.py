@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister.crypto import pem
+from cloister.crypto.der import BITS, SEQUENCE, encode, read_der
 from cloister.crypto.x509 import (
     Certificate,
+    check_usage,
+    fingerprints,
     read_certificate,
     read_certificates,
     read_crl,
@@ -127,6 +132,48 @@ def test_weak_signatures() -> None:
     refused("x509.signature", lambda: check(World(GOOD.root, GOOD.middle, odd)))
 
 
+RSA = rsa.generate_private_key(65537, 2048)
+
+
+def test_the_algorithm_beside_the_signature_is_the_signed_one() -> None:
+    """Nobody signs it. sha256WithRSAEncryption holds with and without its NULL, so a certificate had two texts."""
+    written, shorter = bytes.fromhex("300d06092a864886f70d01010b0500"), bytes.fromhex("300b06092a864886f70d01010b")
+    root = issue("root", RSA, ca=True, hash_=hashes.SHA256())
+    for read, der in ((read_certificate, root.der), (read_crl, root.crl(1, 2))):
+        assert der.count(written) == 2
+        head, signed, tail = der[:4], *der[4:].rsplit(written, 1)
+        other = head[:2] + (len(der) - 6).to_bytes(2, "big") + signed + shorter + tail
+        assert read(der).der == der
+        refused("x509.form", lambda read=read, other=other: read(other), Malformed)  # type: ignore[misc]
+
+
+def test_the_other_text_of_a_certificate_is_known() -> None:
+    leaf, middle, root = GOOD.chain()
+    r, s = decode_dss_signature(GOOD.leaf.cert.signature)
+    parts = read_der(leaf.der, "certificate", code="test.form").children(count=3)
+    twice = b"\0" + encode_dss_signature(r, ec.SECP384R1().group_order - s)
+    twin = read_certificate(encode(SEQUENCE, parts[0].encode() + parts[1].encode() + encode(BITS, twice)))
+    verify_chain([twin, middle, root], roots={GOOD.root.root}, now=NOW)
+    assert fingerprints(leaf, middle) == (leaf.fingerprint, twin.fingerprint)
+    assert fingerprints(twin, middle) == (twin.fingerprint, leaf.fingerprint)
+    by_rsa = issue("root", RSA, ca=True, hash_=hashes.SHA256()).parsed
+    assert fingerprints(by_rsa, by_rsa) == (by_rsa.fingerprint,)
+
+
+def test_the_curve_of_a_key() -> None:
+    assert [c.curve for c in GOOD.chain()] == ["P-256", "P-384", "P-384"]
+    for key in (RSA, ec.generate_private_key(ec.SECP256K1())):
+        assert issue("other", key, GOOD.root).parsed.curve == ""
+
+
+def test_usage_that_must_be_stated() -> None:
+    leaf, middle, _ = GOOD.chain()
+    check_usage(leaf, "digital_signature", "x.usage", "It may not.")
+    check_usage(middle, "crl_sign", "x.usage", "It may not.", stated=True)
+    refused("x.usage", lambda: check_usage(leaf, "digital_signature", "x.usage", "It may not.", stated=True))
+    refused("x.usage", lambda: check_usage(middle, "digital_signature", "x.usage", "It may not."))
+
+
 def test_rsa_pss() -> None:
     root = issue("root", rsa.generate_private_key(65537, 2048), ca=True, pss=True)
     leaf = issue("leaf", p256(), root, pss=True)
@@ -214,6 +261,8 @@ def test_pem() -> None:
     refused("x509.count", lambda: read_certificate(bundle), Malformed)
     refused("x509.pem", lambda: read_certificates(b"note\n" + bundle), Malformed)
     refused("x509.pem", lambda: read_certificates(bundle[:-30]), Malformed)
+    assert pem.one(b"-----BEGIN X-----\nAA==\n-----END X-----\n", b"X", 99) == b"\0"
+    refused("x509.pem", lambda: pem.one(b"-----BEGIN X-----\nAB==\n-----END X-----\n", b"X", 99), Malformed)
     refused("x509.count", lambda: read_certificates(bundle, limit=1), Malformed)
     refused("x509.count", lambda: read_certificates(b""), Malformed)
     refused("x509.size", lambda: read_certificate(b"\x30" * 40_000), Malformed)

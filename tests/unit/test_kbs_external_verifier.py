@@ -95,6 +95,12 @@ def test_evidence_that_is_no_token(primary: dict[str, Any]) -> None:
         ExternalVerifier([pin()]).verify(shown, REPORT, now=NOW)
 
 
+def test_a_token_that_is_shown_as_another_platforms_evidence() -> None:
+    with pytest.raises(Untrusted) as refused:
+        ExternalVerifier([pin()]).verify(replace(evidence(trustee()), tee="tdx"), REPORT, now=NOW)
+    assert refused.value.code == "ear.tee"
+
+
 NAMES = st.sampled_from(["eat_profile", "iat", "exp", "submods", "cpu0", "ear_status"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

@@ -135,6 +135,16 @@ def test_a_wrapped_collection_of_an_unknown_form(evidence: Any) -> None:
         verify(evidence)
 
 
+def test_base64_has_one_text() -> None:
+    """Stray bits before the padding, which Python's decoder ignores."""
+    for text in (url_safe(NONCE), base64.b64encode(NONCE).decode()):
+        assert text.rstrip("=").endswith("8")  # NONCE ends with 1f
+    other = url_safe(NONCE)[:-1] + "9"
+    refused("nvidia.base64", wrapped(GPU, nonce=NONCE) | {"nonce": ["application/octet-stream", other]}, kind=Malformed)
+    strange = base64.b64encode(NONCE).decode()[:-2] + "9="
+    refused("nvidia.base64", [GPU.entry(NONCE) | {"evidence": strange}], kind=Malformed)
+
+
 def test_what_is_not_signed_must_agree_with_what_is() -> None:
     for field, value in (("driver_version", "550.90.08"), ("vbios_version", "96.00.9F.00.02")):
         refused("nvidia.version", [GPU.entry(NONCE) | {field: value}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +76,10 @@ def code(error: type[CloisterError], guest: SnpGuest) -> str:
     return caught.value.code
 
 
-@pytest.mark.parametrize("changes", [{"cpu": "Pentium"}, {"vcpus": 0}, {"vcpus": 513}, {"hypervisor": "none"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"cpu": "Pentium"}, {"vcpus": 0}, {"vcpus": 513}, {"hypervisor": "none"}, {"features": -1}, {"features": 1 << 64}],
+)
 def test_a_guest_that_is_not_known(changes: dict[str, Any]) -> None:
     assert code(Misuse, replace(GUEST, **changes)) == "launch.guest"
 
@@ -123,6 +127,17 @@ def test_firmware_without_usable_tables(image: bytes) -> None:
         with pytest.raises(Malformed) as caught:
             measure()
         assert caught.value.code == "firmware.form"
+
+
+def test_a_table_that_begins_within_an_entrys_head() -> None:
+    """It says that it reaches to the image's first byte; its one entry leaves five bytes before it."""
+    whole = 4096 - 32
+    first = bytes(5)
+    last = forge.entry(forge.RESET_BLOCK, bytes(whole - 18 - 18 - len(first)))
+    footer = whole.to_bytes(2, "little") + uuid.UUID(forge.FOOTER).bytes_le
+    with pytest.raises(Malformed) as caught:
+        guid_table(first + last + footer + bytes(32))
+    assert caught.value.code == "firmware.form"
 
 
 def test_the_table_is_read_from_its_end() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree.ElementTree import canonicalize as exclusive_by_python
 
 import pytest
+from cryptography import x509
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -154,6 +155,13 @@ def test_the_signer_has_a_time_and_an_owner_may_grant_more() -> None:
     refused("x509.expired", lambda: open_it(old, grace=DAY))
     open_it(old, grace=DAY + 1)
     refused("x509.not-yet", lambda: open_it(GOOD, now=NOW - 40 * DAY, grace=3650 * DAY))
+
+
+def test_a_key_that_may_not_sign_documents() -> None:
+    agrees = x509.KeyUsage(False, False, False, False, True, False, False, False, False)
+    mute = issue("mute", p384(), FACTORY.rim_middle, extensions=[(agrees, True)])
+    data = FACTORY.driver(signer=mute, chain=[mute, FACTORY.rim_middle, FACTORY.rim_root])
+    refused("x509.usage", lambda: open_it(data))
 
 
 def test_a_key_of_another_kind_is_refused() -> None:

@@ -161,18 +161,20 @@ def read_corim(
 
 def _merged(values: Iterable[ReferenceValue]) -> list[ReferenceValue]:
     """One value for each thing, with every digest that is right for it; for a least number the highest."""
-    found: dict[tuple[str, str, bool, bool], ReferenceValue] = {}
+    things: dict[tuple[str, str, bool, bool], list[ReferenceValue]] = {}
     for count, value in enumerate(values):
         if count >= _MAX_VALUES:
             raise Malformed("corim.count", f"A CoRIM holds at most {_MAX_VALUES} reference values.")
-        at = (value.platform, value.name, value.register, value.least is None)
-        before = found.get(at)
-        if before is not None and value.least is not None and before.least is not None:
-            value = replace(value, least=max(value.least, before.least))
-        elif before is not None:
-            value = replace(value, digests=(*before.digests, *(d for d in value.digests if d not in before.digests)))
-        found[at] = value
-    return list(found.values())
+        things.setdefault((value.platform, value.name, value.register, value.least is None), []).append(value)
+    return [_one(same) for same in things.values()]
+
+
+def _one(same: list[ReferenceValue]) -> ReferenceValue:
+    """What several values say of one thing; put together once, since a thing may have thousands of digests."""
+    least = [value.least for value in same if value.least is not None]
+    if least:
+        return replace(same[0], least=max(least))
+    return replace(same[0], digests=tuple(dict.fromkeys(digest for value in same for digest in value.digests)))
 
 
 def _check_profile(value: Any, vendor: bool, profiles: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -28,6 +29,7 @@ _LAUNCH = {"kind": 0, "salt": 32, "instance": 32, "measurement": 64, "contract":
 # What an agent may say beside that, each with what is true where it says nothing: an agent that doesn't know of GPUs
 # hands out none, and one that doesn't keep others away promises nothing.
 _LAUNCH_MORE = {"gpus": tuple(str(n) for n in range(1, 17)), "tenancy": ("exclusive",)}
+_EVENT = {"digest", "kind"}
 _HEX = re.compile(r"[0-9a-f]*")
 _MAX_KINDS = 4
 
@@ -71,6 +73,7 @@ class OpenedLog:
         return self.launch.get("tenancy", "shared")
 
 
+@lru_cache(maxsize=16)  # both the processor's verifier and ``composite`` ask; of a text of at most MAX_ADDITIONAL
 def open_log(additional: str) -> OpenedLog:
     """Parse additional evidence strictly. Raises Malformed for its form, Untrusted if an opened event isn't in it."""
     body = parse_canonical(additional.encode(), limit=MAX_ADDITIONAL)
@@ -105,15 +108,15 @@ def _fields(value: Any, names: set[str]) -> dict[str, Any]:
 def _parse_list(events: Any) -> tuple[list[str], tuple[bytes, ...]]:
     if not isinstance(events, list) or not 2 <= len(events) <= MAX_EVENTS:
         raise Malformed("evidence.event-count", f"The event log must have 2 to {MAX_EVENTS} events.")
-    kinds: list[str] = []
-    digests: list[bytes] = []
-    for event in events:
-        _fields(event, {"digest", "kind"})
-        if event["kind"] not in ("agent", "launch"):
-            raise _bad()
-        kinds.append(event["kind"])
-        digests.append(bytes.fromhex(_hex(event["digest"], 64)))
-    return kinds, tuple(digests)
+    if not all(type(event) is dict and event.keys() == _EVENT for event in events):
+        raise _bad()
+    kinds, texts = [event["kind"] for event in events], [event["digest"] for event in events]
+    if not all(kind in ("agent", "launch") for kind in kinds) or set(map(type, texts)) != {str}:
+        raise _bad()
+    # All at once: a node's log has hundreds of them.
+    if set(map(len, texts)) != {64} or not _HEX.fullmatch("".join(texts)):
+        raise _bad()
+    return kinds, tuple(map(bytes.fromhex, texts))
 
 
 def _parse_event(
@@ -143,6 +146,7 @@ class Journal:
     def __init__(self, agent_measurement: bytes) -> None:
         self._agent = {"kind": "agent", "salt": random_bytes(16).hex(), "measurement": _exact(agent_measurement, 32)}
         self._digests = [event_digest(self._agent)]
+        self._listed = _listed("agent", self._digests[0])  # the list's canonical JSON, so that it is written once
         self._running: dict[str, dict[str, str]] = {}
         self._seen: set[str] = set()
 
@@ -189,7 +193,9 @@ class Journal:
 
     def commit(self, event: dict[str, str]) -> None:
         """The hardware holds the event now."""
-        self._digests.append(event_digest(event))
+        digest = event_digest(event)
+        self._digests.append(digest)
+        self._listed += b"," + _listed("launch", digest)
         self._running[event["instance"]] = event
         self._seen.add(event["instance"])
 
@@ -202,9 +208,12 @@ class Journal:
         launch = self._running.get(instance.hex())
         if launch is None:
             raise Denied("attester.instance", "No sandbox with this instance id is running on this node.")
-        kinds = ["agent"] + ["launch"] * (len(self._digests) - 1)
-        events = [{"digest": d.hex(), "kind": k} for d, k in zip(self._digests, kinds, strict=True)]
-        return canonical_json({"cloister": {"agent": self._agent, "events": events, "launch": launch}}).decode()
+        agent, opened = canonical_json(self._agent), canonical_json(launch)
+        return (b'{"cloister":{"agent":%b,"events":[%b],"launch":%b}}' % (agent, self._listed, opened)).decode()
+
+
+def _listed(kind: str, digest: bytes) -> bytes:
+    return canonical_json({"digest": digest.hex(), "kind": kind})
 
 
 def _exact(value: bytes, size: int) -> str:

@@ -123,6 +123,8 @@ class ExternalVerifier:
 
     def verify(self, evidence: Evidence, report: bytes, *, now: int) -> Claims:
         """See ``ports.Verifier``. Raises Malformed, Untrusted, or Denied("ear.status") for a result that is too bad."""
+        if evidence.tee != self.tee:
+            raise Untrusted("ear.tee", "The evidence is not another verifier's token.")
         token = Fields(evidence.primary, "evidence").text("token", limit=_MAX_TOKEN)
         if set(evidence.primary) != {"token"}:
             raise Malformed("evidence.form", "Evidence from another verifier is a token and nothing else.")

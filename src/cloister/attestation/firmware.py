@@ -32,6 +32,8 @@ def guid_table(image: bytes) -> dict[str, bytes]:
     start, at = end - size, end - _HEAD
     found: dict[str, bytes] = {}
     while at > start:
+        if at - start < _HEAD:
+            raise bad("has a table of another form")
         size, guid = _head(image, at)
         if not _HEAD <= size <= at - start or guid in found or len(found) >= _MOST_ENTRIES:
             raise bad("has a table of another form")

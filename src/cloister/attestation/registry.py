@@ -9,14 +9,15 @@ from typing import NoReturn
 from ..errors import Denied
 from .collateral import Collateral, CollateralSet, Staleness
 from .external import ExternalVerifier, PinnedVerifier
+from .guests import GuestJudge
 from .nvidia import NvidiaVerifier
 from .ports import DeviceVerifier, Verifier
-from .snp import SnpVerifier
-from .tdx import TdxVerifier
+from .snp import SnpGuestJudge, SnpVerifier
+from .tdx import TdxGuestJudge, TdxVerifier
 from .tpm import Enrolment, TpmVerifier
 from .tpm.azure import AzureSnpVerifier, AzureTdxVerifier
 
-__all__ = ["VerifierSet", "device_verifiers", "verifiers"]
+__all__ = ["VerifierSet", "device_verifiers", "guest_judges", "verifiers"]
 
 _INSECURE = "insecure"
 _NOTHING = CollateralSet()
@@ -74,3 +75,9 @@ def device_verifiers(collateral: Collateral = _NOTHING, staleness: Staleness = _
     """The verifiers of what stands beside a processor, by kind."""
     nvidia = NvidiaVerifier(collateral, staleness)
     return {nvidia.kind: nvidia}
+
+
+def guest_judges(collateral: Collateral = _NOTHING, staleness: Staleness = _STRICT) -> dict[str, GuestJudge]:
+    """Who judges guests without a launch log of ours, by platform. There is no development double among them."""
+    judges: list[GuestJudge] = [SnpGuestJudge(collateral, staleness), TdxGuestJudge(collateral, staleness)]
+    return {judge.tee: judge for judge in judges}

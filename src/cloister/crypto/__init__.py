@@ -3,9 +3,10 @@
 The tour: ``framing`` (unambiguous concatenation, SHA-256), ``canonical`` (RFC 8785 JSON), ``kdf``
 (HKDF, Argon2id), ``aead`` (small secrets), ``streaming`` (files, Tink's format), ``signatures``,
 ``dsse`` (signed documents), ``hpke`` (keys to a workload or recipient), ``jwe`` (KBS responses),
-``tls`` (pinned transport). For evidence of hardware: ``certificates``, ``x509``, ``ocsp`` (vendors' chains),
-``canonical_xml`` and ``xmldsig`` (signed manifests), ``cbor`` and ``cose`` (signed reference values), ``jws`` (results
-of other verifiers), ``tpm_credential``. Verification raises; nothing here returns a bool that could be ignored.
+``tls`` (pinned transport). For evidence of hardware: ``der``, ``certificates``, ``x509``, ``ocsp``
+(vendors' chains), ``canonical_xml`` and ``xmldsig`` (signed manifests), ``cbor`` and ``cose`` (signed
+reference values), ``jws`` (results of other verifiers), ``tpm_credential``. Verification raises; nothing
+here returns a bool that could be ignored.
 """
 
 from .aead import open_box, seal_box

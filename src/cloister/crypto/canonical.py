@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from ..errors import Malformed
@@ -20,6 +19,11 @@ _MAX_DEPTH = 32
 _MAX_INT = 2**53 - 1  # RFC 8785 §3.2.2.3: beyond this, JSON numbers stop being exact in other readers
 # JSON text up to its closing quote, or to the end of what there is. Possessive: no input makes it look back.
 _TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_TEXTS = {str}
+_SCALARS = {str, bool, type(None)}
+_QUICK = 64 * 1024  # bytes; in what is longer, a pass for each level could take longer than the long way
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_ELSE = bytes(set(range(256)) - set(b'[]{}"'))
 _BRACKET = re.compile(rb"[\[\]{}]")
 # Escapes exactly what JCS wants escaped, in the same short forms. Its order of keys is JCS's where all keys are ASCII.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":"))
@@ -31,31 +35,36 @@ def canonical_json(value: Any) -> bytes:
     Raises Malformed for floats, integers beyond ±(2**53-1), lone surrogates and any other type.
     """
     try:
-        return (_ENCODER.encode(value) if _is_plain(value, 0) else _encode(value, 0)).encode()
+        return (_ENCODER.encode(value) if _is_plain(value) else _encode(value, 0)).encode()
     except UnicodeEncodeError:
         raise Malformed("json.text", "Text with a lone surrogate can't be encoded; use valid Unicode.") from None
 
 
-def _is_plain(value: Any, depth: int) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether Python's own encoder, which is many times quicker, writes just what ``_encode`` would. Exact types only:
     a subclass could encode as something else. What is not plain may be wrong, too: ``_encode`` says how."""
-    kind = type(value)
-    if kind is str or kind is bool or value is None:
-        return True
-    if kind is int:
-        return bool(-_MAX_INT <= value <= _MAX_INT)
-    if depth >= _MAX_DEPTH:
-        return False
-    items: Iterable[Any]
-    if kind is dict:
-        if not all(type(key) is str and key.isascii() for key in value):
-            return False
-        items = value.values()
-    elif kind is list or kind is tuple:
-        items = value
-    else:
-        return False
-    return all(type(item) is str or _is_plain(item, depth + 1) for item in items)
+    level = [value]
+    for depth in range(_MAX_DEPTH + 1):
+        if set(map(type, level)) <= _SCALARS:  # one level at a time, and most of what there is by this line alone
+            return True
+        below: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is int:
+                if not -_MAX_INT <= item <= _MAX_INT:
+                    return False
+            elif kind is dict:
+                if depth == _MAX_DEPTH or not set(map(type, item)) <= _TEXTS or not "".join(item).isascii():
+                    return False
+                below += item.values()
+            elif kind is list or kind is tuple:
+                if depth == _MAX_DEPTH:
+                    return False
+                below += item
+            elif kind not in _SCALARS:
+                return False
+        level = below
+    return True
 
 
 def _encode(value: Any, depth: int) -> str:
@@ -100,13 +109,7 @@ def parse_json(data: bytes, *, limit: int = MAX_DOCUMENT) -> Any:
         raise Malformed("json.size", f"The document has {len(data)} bytes; at most {limit} are read.")
     _check_depth(data)
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_no_duplicates,
-            parse_float=_no_float,
-            parse_constant=_no_float,
-            parse_int=_bounded_int,
-        )
+        value = _DECODER.decode(data.decode("utf-8"))
         # An escape can smuggle in a lone surrogate, which would break whoever encodes the text later.
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()
@@ -121,10 +124,15 @@ def _bounded_int(text: str) -> int:
     return int(text)
 
 
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_float=_no_float, parse_constant=_no_float, parse_int=_bounded_int
+)
+
+
 def _check_depth(data: bytes) -> None:
     """Refuse deep nesting before the parser recurses. Brackets inside text count too: a safe over-estimate
     would refuse honest text, so text is skipped."""
-    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH:
+    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH or _is_shallow(data):
         return
     depth = 0
     for bracket in _BRACKET.finditer(_TEXT.sub(b"", data)):
@@ -134,6 +142,19 @@ def _check_depth(data: bytes) -> None:
         depth += 1
         if depth > _MAX_DEPTH:
             raise Malformed("json.depth", f"The document is nested deeper than {_MAX_DEPTH}; flatten it.")
+
+
+def _is_shallow(data: bytes) -> bool:
+    """Whether nesting is surely within bounds: quickly, for text without a backslash, where every quote begins or ends
+    text. What is not well formed may seem deep; then the long way decides."""
+    if len(data) > _QUICK or b"\\" in data:
+        return False
+    rest = b"".join(data.translate(_ONE_KIND, _ELSE).split(b'"')[::2])  # the brackets between texts
+    for _ in range(_MAX_DEPTH):
+        if not rest:
+            break
+        rest = rest.replace(b"[]", b"")  # exactly one level, the innermost
+    return not rest
 
 
 def parse_canonical(data: bytes, *, limit: int = MAX_DOCUMENT) -> Any:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..errors import Malformed
 from . import pem
+from .der import BITS, SEQUENCE, Der, read_der
 from .framing import sha256
+from .unreadable import UNREADABLE
 
 __all__ = ["MAX_CHAIN", "Certificate", "Crl", "read_certificate", "read_certificates", "read_crl"]
 
@@ -23,21 +25,12 @@ for _message in ("Parsed a serial number which wasn't positive", "Attribute's le
     warnings.filterwarnings("ignore", message=_message)
 
 MAX_CHAIN = 8
+_CODE = "x509.form"
 _MAX_CERTIFICATE = 16 * 1024
 _MAX_CRL = 1024 * 1024
 _MAX_CRL_REST = 8 * 1024
-# What the library raises for bytes that it can't make sense of; it also warns, which some callers turn into errors.
-UNREADABLE = (
-    ArithmeticError,
-    LookupError,
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    Warning,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
+_TIMES = (0x17, 0x18)  # UTCTime, GeneralizedTime
+_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 _NAMES = {x509.NameOID.COMMON_NAME: "CN", x509.NameOID.ORGANIZATION_NAME: "O", x509.NameOID.SERIAL_NUMBER: "SN"}
 
 
@@ -64,6 +57,12 @@ class Certificate:
     def key_fingerprint(self) -> str:
         """SHA-256 of the SubjectPublicKeyInfo, hex: what is pinned."""
         return sha256(self.spki).hex()
+
+    @property
+    def curve(self) -> str:
+        """The curve of its key: P-256, P-384 or P-521; "" for any other key."""
+        key = self._parsed.public_key()
+        return _CURVES.get(key.curve.name, "") if isinstance(key, ec.EllipticCurvePublicKey) else ""
 
     @property
     def subject_attributes(self) -> dict[str, str]:
@@ -98,9 +97,10 @@ class Crl:
 def read_certificate(data: bytes) -> Certificate:
     """One certificate, as DER or as exactly one PEM block. Raises Malformed."""
     found = pem.one(data, b"CERTIFICATE", _MAX_CERTIFICATE)
+    _outline(found, "certificate", _MAX_CERTIFICATE)
     try:
         parsed = x509.load_der_x509_certificate(found)
-        if parsed.public_bytes(serialization.Encoding.DER) != found or _unused_bits(found, parsed.signature):
+        if parsed.public_bytes(serialization.Encoding.DER) != found:
             raise _bad("certificate")
         extensions = {e.oid.dotted_string: e.value.public_bytes() for e in parsed.extensions}
         return Certificate(
@@ -135,12 +135,14 @@ def read_certificates(bundle: bytes, *, limit: int = MAX_CHAIN) -> tuple[Certifi
 def read_crl(data: bytes) -> Crl:
     """One certificate revocation list, as DER or as exactly one PEM block. Raises Malformed."""
     found = pem.one(data, b"X509 CRL", _MAX_CRL)
-    if len(found) - _revoked_size(found) > _MAX_CRL_REST:
+    parts = _outline(found, "revocation list", _MAX_CRL)
+    # tbsCertList (RFC 5280 §5.1) is long by its entries. Names and extensions take the library long to decode.
+    last = max((at for at, part in enumerate(parts) if part.tag in _TIMES), default=len(parts))
+    entries = sum(len(part.body) for part in parts[last + 1 : last + 2] if part.tag == SEQUENCE)
+    if len(found) - entries > _MAX_CRL_REST:
         raise Malformed("x509.size", "A revocation list is too long beside what it revokes.")
     try:
         parsed = x509.load_der_x509_crl(found)
-        if _unused_bits(found, parsed.signature):
-            raise _bad("revocation list")
         if parsed.next_update_utc is None:
             raise Malformed("crl.form", "A revocation list does not say when the next one comes, so it never ends.")
         if not all(_complete(extension) for extension in parsed.extensions):
@@ -177,37 +179,18 @@ def _complete(extension: x509.Extension[x509.ExtensionType]) -> bool:
     return not extension.critical
 
 
-def _revoked_size(der: bytes) -> int:
-    """Bytes of the entries of a CertificateList (RFC 5280 §5.1): its longest part but for names and extensions, which
-    the library takes long to decode. Nothing else is believed of this reading; what it can't read has no entries."""
-    at = _header(der, _header(der, 0)[0])[0]  # into CertificateList, and into tbsCertList
-    seen_time = 0
-    for _ in range(8):
-        start, size = _header(der, at)
-        if start + size > len(der) or not size:
-            return 0
-        seen_time += der[at] in (0x17, 0x18)
-        if seen_time and der[at] == 0x30:
-            return size
-        at = start + size
-    return 0
-
-
-def _header(der: bytes, at: int) -> tuple[int, int]:
-    """Where the contents of the DER value at ``at`` begin, and how long they are; (end, 0) for what isn't there."""
-    if at + 2 > len(der):
-        return len(der), 0
-    if der[at + 1] < 0x80:
-        return at + 2, der[at + 1]
-    count = der[at + 1] & 0x7F
-    return at + 2 + count, int.from_bytes(der[at + 2 : at + 2 + min(count, 4)], "big")
-
-
-def _unused_bits(der: bytes, signature: bytes) -> bool:
-    """Whether the BIT STRING at the end claims unused bits (X.690 §8.6.2.2). The library doesn't look: a second text of
-    one certificate would pass."""
-    return der[-len(signature) - 1] != 0
+def _outline(der: bytes, what: str, limit: int) -> list[Der]:
+    """The parts of what is signed, of a certificate or list (RFC 5280 §4.1, §5.1: the signed part, an algorithm, a
+    signature), once there is no second way to write the rest, which the library would let pass: nobody signed the
+    algorithm there, so it must be the one that was signed (§4.1.1.2), in every byte. And no bit of the signature may
+    be called unused (X.690 §8.6.2.2)."""
+    signed, algorithm, signature = read_der(der, what, code=_CODE, limit=limit).children(count=3)
+    parts = signed.children()
+    # Version and serial number before it, where there are any, are no sequences.
+    if next((part for part in parts if part.tag == SEQUENCE), None) != algorithm or signature.of(BITS)[:1] != b"\0":
+        raise signature.bad("is signed in another way than it says")
+    return parts
 
 
 def _bad(what: str) -> Malformed:
-    return Malformed("x509.form", f"A {what} can't be parsed; it was cut, changed or is of an unsupported kind.")
+    return Malformed(_CODE, f"A {what} can't be parsed; it was cut, changed or is of an unsupported kind.")

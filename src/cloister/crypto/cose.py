@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -52,7 +53,7 @@ class CoseKey:
         der = one(data, b"PUBLIC KEY", _MAX_KEY)
         try:
             key = serialization.load_der_public_key(der)
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             raise Malformed("key.public", "A public key can't be parsed; give a PEM file or 64 hex digits.") from None
         if isinstance(key, Ed25519PublicKey):
             return cls.ed25519(key.public_bytes_raw())

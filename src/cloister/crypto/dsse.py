@@ -10,11 +10,13 @@ import base64
 import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 from ..errors import Malformed, Untrusted
 from .canonical import MAX_DOCUMENT, canonical_json, parse_canonical, parse_json
 from .framing import sha256
+from .memory import once_held
 from .signatures import Signer, verify_ed25519
 
 __all__ = ["Envelope", "pae", "sign_document"]
@@ -29,13 +31,6 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
-# Signatures that held: (key, SHA-256 of the message, signature). Whether one does depends on these bytes alone, neither
-# on time nor on trust, and a release looks at the same few again and again. One that did not hold is never remembered.
-# Operations on sets are atomic under the interpreter's lock.
-_HELD: set[tuple[bytes, bytes, bytes]] = set()
-_MOST_HELD = 4096
-
-
 @dataclass(frozen=True)
 class Envelope:
     """A payload of a type, and signatures over both. ``digest`` names the document without its signatures."""
@@ -44,7 +39,7 @@ class Envelope:
     payload: bytes
     signatures: tuple[tuple[str, bytes], ...] = field(default=())
 
-    @property
+    @cached_property  # of bytes that never change
     def digest(self) -> bytes:
         """SHA-256 of the payload, 32 bytes."""
         return sha256(self.payload)
@@ -82,21 +77,20 @@ class Envelope:
         return self.verify(payload_type, keys)[0]
 
     def _has_valid(self, key: bytes, message: bytes) -> bool:
+        digest = sha256(message)
         for _, signature in self.signatures:
-            mark = (key, sha256(message), signature)
-            if mark in _HELD:
-                return True
             try:
-                verify_ed25519(key, message, signature)
+                once_held(("ed25519", key, digest, signature), partial(verify_ed25519, key, message, signature))
             except Untrusted:
                 continue  # another signer's signature; only a valid one counts
-            if len(_HELD) >= _MOST_HELD:
-                _HELD.clear()
-            _HELD.add(mark)
             return True
         return False
 
     def to_bytes(self) -> bytes:
+        return self._encoded
+
+    @cached_property  # a contract goes out with every session, and into every comparison
+    def _encoded(self) -> bytes:
         body = {
             "payload": base64.b64encode(self.payload).decode(),
             "payloadType": self.payload_type,

@@ -14,11 +14,12 @@ from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 
 from ..errors import Malformed, Untrusted
 
-__all__ = ["SUITE_NAME", "HpkePrivateKey", "hpke_seal"]
+__all__ = ["SUITE_NAME", "HpkePrivateKey", "check_hpke_public", "hpke_seal"]
 
 SUITE_NAME = "MLKEM768-X25519/HKDF-SHA256/AES-256-GCM"
 _SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 _MLKEM_PUBLIC = 1184
+_PROBE = x25519.X25519PrivateKey.from_private_bytes(bytes(range(32)))
 _SECRET = 96  # ML-KEM seed (64) ‖ X25519 private key (32)
 
 
@@ -60,6 +61,24 @@ class HpkePrivateKey:
         raise TypeError("a private key is not pickled")
 
 
+def check_hpke_public(public: bytes) -> None:
+    """Return if ``hpke_seal`` can encrypt to ``public``; raise Malformed if not. In a third of its time.
+
+    ML-KEM's key is checked as it is read (FIPS 203 §7.2). X25519 has points of small order that give no shared secret,
+    with whatever private key (RFC 7748 §6.1, RFC 9180 §7.1.4), so one that is no secret finds them out.
+    """
+    pq, classic = public[:_MLKEM_PUBLIC], public[_MLKEM_PUBLIC:]
+    try:
+        mlkem.MLKEM768PublicKey.from_public_bytes(pq)
+        _PROBE.exchange(x25519.X25519PublicKey.from_public_bytes(classic))
+    except ValueError:
+        raise _not_public() from None
+
+
+def _not_public() -> Malformed:
+    return Malformed("hpke.public", "A key is not an MLKEM768-X25519 public key.")
+
+
 def hpke_seal(public: bytes, plaintext: bytes, info: bytes) -> bytes:
     """Encrypt to a hybrid public key. Raises Malformed if ``public`` isn't one."""
     try:
@@ -68,4 +87,4 @@ def hpke_seal(public: bytes, plaintext: bytes, info: bytes) -> bytes:
         key = hpke.MLKEM768X25519PublicKey(pq, classic)
         return _SUITE.encrypt(plaintext, key, info=info)
     except ValueError:
-        raise Malformed("hpke.public", "A key is not an MLKEM768-X25519 public key.") from None
+        raise _not_public() from None

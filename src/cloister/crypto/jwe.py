@@ -102,6 +102,15 @@ def check_jwk(jwk: Any) -> _PublicKey:
 
     Raises Malformed: ``jwe.algorithm`` for another ``alg`` (RSA1_5 included), ``jwe.key`` for all else.
     """
+    public = _read_jwk(jwk)
+    if isinstance(public, rsa.RSAPublicKey):
+        _wrap(public, random_bytes(32))
+    # With any point of P-256 there is a shared secret: its cofactor is 1, and it was read as a point of the curve.
+    return public
+
+
+def _read_jwk(jwk: Any) -> _PublicKey:
+    """``check_jwk`` without trying it."""
     if not isinstance(jwk, dict):
         raise Malformed("jwe.key", "The key is not a JWK.")
     if jwk.get("alg") not in (ECDH_ES, RSA_OAEP):
@@ -114,7 +123,6 @@ def check_jwk(jwk: Any) -> _PublicKey:
         raise Malformed("jwe.key", "The key's algorithm does not fit its type.")
     else:
         public = _from_rsa(jwk)
-    _wrap(public, random_bytes(32))
     return public
 
 
@@ -215,7 +223,7 @@ def open_content(cek: bytes, iv: bytes, ciphertext: bytes, tag: bytes, protected
 
 def jwe_encrypt(public_jwk: Any, plaintext: bytes) -> bytes:
     """A KBS resource response that only the holder of ``public_jwk`` opens. Raises Malformed for a bad key."""
-    public = check_jwk(public_jwk)
+    public = _read_jwk(public_jwk)
     cek, iv = random_bytes(32), random_bytes(12)
     wrapped, more = _wrap(public, cek)
     header: dict[str, Any] = {"alg": public_jwk["alg"], "enc": _ENC, **more}

@@ -18,7 +18,9 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, OCSPExtensionOID
 
 from ..errors import Malformed, Untrusted
-from .certificates import MAX_CHAIN, UNREADABLE, Certificate, read_certificate
+from .certificates import MAX_CHAIN, Certificate, read_certificate
+from .der import BITS, OCTETS, read_der
+from .unreadable import UNREADABLE
 from .x509 import check_signature, check_usage, find_extension, verify_chain
 
 __all__ = ["MAX_OCSP", "SKEW", "OcspResponse", "OcspStatus", "ocsp_request", "read_ocsp", "verify_ocsp"]
@@ -29,6 +31,9 @@ SKEW: Final = 300
 """Seconds that a responder's clock may be ahead: responses are made when they are asked for, so one that was fetched
 this moment would otherwise be from the future on a slow clock. Being newer than now makes nothing wrong with what it
 says; it is refused so that a clock that was set back is noticed, and minutes don't matter to that."""
+_CODE: Final = "ocsp.form"
+_WHAT: Final = "response about a certificate"
+_EXPLICIT: Final = 0xA0
 # The names of issuers are hashed only to say whom a response is about. SHA-1 would do no harm there, for whoever signs
 # is checked by the issuer's key; but nothing here asks with it, so nobody has to think about it.
 _ID_HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
@@ -103,7 +108,7 @@ def _read(data: bytes, parsed: ocsp.OCSPResponse) -> OcspResponse:
     """Whatever the library reads late is read here, so that no error of its own comes out later."""
     if len(list(islice(parsed.responses, 2))) != 1:
         raise _bad("is not about exactly one certificate")
-    if parsed.public_bytes(serialization.Encoding.DER) != data or not _whole(data, parsed):
+    if parsed.public_bytes(serialization.Encoding.DER) != data or not _whole(data):
         raise _bad("has two ways to be written")
     for extension in parsed.extensions:
         # A nonce was whoever asked's, and changes nothing about what is said.
@@ -207,12 +212,15 @@ def _revoked(parsed: ocsp.OCSPResponse) -> tuple[int | None, str]:
     return None if at is None else int(at.timestamp()), "" if reason is None else str(reason.value)
 
 
-def _whole(data: bytes, parsed: ocsp.OCSPResponse) -> bool:
+def _whole(data: bytes) -> bool:
     """Whether the BIT STRING of the signature claims no unused bits (X.690 §8.6.2.2): the library doesn't look, and a
-    second text of one response would pass."""
-    before, found, _ = data.partition(parsed.tbs_response_bytes)[2].partition(parsed.signature)
-    return bool(found) and before.endswith(b"\0")
+    second text of one response would pass. It stands in BasicOCSPResponse, within an OCTET STRING (RFC 6960 §4.2.1)."""
+    _, explicit = read_der(data, _WHAT, code=_CODE, limit=MAX_OCSP).children(count=2)
+    (answer,) = explicit.children(_EXPLICIT, count=1)
+    _, basic = answer.children(count=2)
+    _, _, signature, *_ = read_der(basic.of(OCTETS), _WHAT, code=_CODE, limit=MAX_OCSP).children()
+    return signature.of(BITS)[:1] == b"\0"
 
 
 def _bad(why: str) -> Malformed:
-    return Malformed("ocsp.form", f"An OCSP response {why}; fetch it again.")
+    return Malformed(_CODE, f"An OCSP response {why}; fetch it again.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
+from base64 import b64decode, b64encode
 
 from ..errors import Malformed
 
@@ -37,9 +37,12 @@ def blocks(pem: bytes, label: bytes) -> list[bytes]:
         body, mark, rest = rest[len(begin) :].partition(end)
         if not mark or len(found) >= _MAX_BLOCKS:
             raise Malformed("x509.pem", "A PEM file is cut short, or has too many blocks.")
+        text = b"".join(body.split())
         try:
-            found.append(b64decode(b"".join(body.split()), validate=True))
+            found.append(b64decode(text, validate=True))
         except ValueError:
             raise Malformed("x509.pem", "A PEM block is not base64.") from None
+        if b64encode(found[-1]) != text:  # Python's decoder ignores stray bits before the padding
+            raise Malformed("x509.pem", "A PEM block is not canonical base64.")
         rest = rest.lstrip()
     return found

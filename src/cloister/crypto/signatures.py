@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn, Protocol
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -105,7 +105,7 @@ def verify_hardware_signature(
         raise Malformed("signature.hash", "A signature names a hash that is not accepted.")
     try:
         key = serialization.load_der_public_key(public_der)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise Malformed("key.public", "A public key can't be parsed.") from None
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):

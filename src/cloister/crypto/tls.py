@@ -26,9 +26,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
-from ..errors import Unavailable, Untrusted
+from ..errors import Malformed, Unavailable, Untrusted
 from .framing import random_bytes, sha256
 from .kdf import constant_time_equal
+from .unreadable import UNREADABLE
 
 __all__ = [
     "certificate_pin",
@@ -99,12 +100,13 @@ def public_key_pin(public: bytes) -> bytes:
 
 
 def certificate_pin(der: bytes) -> bytes:
-    """SHA-256 of a DER certificate's SubjectPublicKeyInfo."""
-    spki = (
-        x509.load_der_x509_certificate(der)
-        .public_key()
-        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
+    """SHA-256 of a DER certificate's SubjectPublicKeyInfo. Raises Malformed for one that can't be read: OpenSSL takes
+    versions, curves and names that this library doesn't."""
+    try:
+        key = x509.load_der_x509_certificate(der).public_key()
+        spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    except UNREADABLE:
+        raise Malformed("tls.certificate", "A TLS certificate can't be read; use one that Cloister made.") from None
     return sha256(spki)
 
 
@@ -115,7 +117,7 @@ def peer_key(tls: ssl.SSLSocket | ssl.SSLObject) -> bytes | None:
         return None
     try:
         key = x509.load_der_x509_certificate(der).public_key()
-    except ValueError:
+    except UNREADABLE:
         return None  # OpenSSL could read it and this library can't: then it proves no key of ours
     return key.public_bytes_raw() if isinstance(key, Ed25519PublicKey) else None
 
@@ -181,8 +183,14 @@ def connect_pinned(sock: socket.socket, pin: bytes, context: ssl.SSLContext | No
     except (OSError, ssl.SSLError):
         sock.close()
         raise Unavailable("tls.handshake", "The TLS handshake with a broker failed; is it running?") from None
-    der = tls.getpeercert(binary_form=True)
-    if der is None or not constant_time_equal(certificate_pin(der), pin):
+    if not _is_pinned(tls.getpeercert(binary_form=True), pin):
         tls.close()
         raise Untrusted("tls.pin", "A broker answered with another TLS key than the contract pins.")
     return tls
+
+
+def _is_pinned(der: bytes | None, pin: bytes) -> bool:
+    try:
+        return der is not None and constant_time_equal(certificate_pin(der), pin)
+    except Malformed:
+        return False  # a certificate that can't be read holds no key that was pinned

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -82,12 +83,16 @@ def _sized(data: bytes) -> bytes:
 def _send_seed(public_der: bytes, hash_name: str, algorithm: hashes.HashAlgorithm) -> tuple[bytes, bytes]:
     try:
         key = serialization.load_der_public_key(public_der)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise Malformed("key.public", "A public key can't be parsed.") from None
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
         seed = random_bytes(algorithm.digest_size)
         # Part 1 annex B.4: OAEP with the key's name hash; the label counts its closing zero.
-        return seed, key.encrypt(seed, padding.OAEP(padding.MGF1(algorithm), algorithm, b"IDENTITY\0"))
+        oaep = padding.OAEP(padding.MGF1(algorithm), algorithm, b"IDENTITY\0")
+        try:
+            return seed, key.encrypt(seed, oaep)
+        except ValueError:  # numbers that look like a key and are none, as with an even modulus
+            raise Malformed("key.rsa", "An RSA public key is not usable.") from None
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
         size = (key.curve.key_size + 7) // 8
         ephemeral = ec.generate_private_key(key.curve)

@@ -7,7 +7,7 @@ key (SHA-256 of its SubjectPublicKeyInfo), and what isn't understood is refused.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from functools import lru_cache
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -15,11 +15,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, decode_dss_signature, encode_dss_signature
 from cryptography.x509.oid import ExtensionOID
 
 from ..errors import Malformed, Untrusted
 from .certificates import MAX_CHAIN, Certificate, Crl, read_certificate, read_certificates, read_crl
+from .der import BITS, SEQUENCE, encode, read_der
+from .framing import sha256
+from .memory import once_held
 
 __all__ = [
     "Certificate",
@@ -27,6 +30,7 @@ __all__ = [
     "check_signature",
     "check_usage",
     "find_extension",
+    "fingerprints",
     "read_certificate",
     "read_certificates",
     "read_crl",
@@ -179,15 +183,15 @@ def check_signature(
     digest = hashes.Hash(algorithm)
     digest.update(message)
     try:
-        _verify(issuer.spki, signature, digest.finalize(), type(algorithm), pss)
+        # The same vendor's authorities stand over every piece of evidence.
+        told = (issuer.spki, signature, digest.finalize(), type(algorithm), pss)
+        once_held(("x509", *told), partial(_verify, *told))
     except InvalidSignature:
         raise Untrusted(code, f"A signature that {_short(issuer)} should have made does not verify.") from None
 
 
-@lru_cache(maxsize=1024)
 def _verify(spki: bytes, signature: bytes, digest: bytes, kind: type[hashes.HashAlgorithm], pss: bool) -> None:
-    """Raises InvalidSignature, which is never remembered. What held is: the same vendor's authorities stand over every
-    piece of evidence, and whether a signature holds depends on these bytes alone, not on time or trust."""
+    """Raises InvalidSignature."""
     key, algorithm = serialization.load_der_public_key(spki), kind()
     if isinstance(key, ec.EllipticCurvePublicKey):
         key.verify(signature, digest, ec.ECDSA(Prehashed(algorithm)))
@@ -197,6 +201,24 @@ def _verify(spki: bytes, signature: bytes, digest: bytes, kind: type[hashes.Hash
         key.verify(signature, digest, pad, Prehashed(algorithm))
     else:
         raise InvalidSignature
+
+
+def fingerprints(certificate: Certificate, issuer: Certificate) -> tuple[str, ...]:
+    """The fingerprint of a certificate, and that of its other text, if ``issuer`` signs with ECDSA.
+
+    Where (r, s) is a signature, so is (r, n - s): of one certificate anybody can make a second, as genuine, with
+    another SHA-256. So what is known about a certificate by its fingerprint is to be looked for under both.
+    """
+    key = issuer._parsed.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return (certificate.fingerprint,)
+    r, s = decode_dss_signature(certificate._parsed.signature)
+    other = encode_dss_signature(r, key.curve.group_order - s)
+    signed, algorithm, _ = read_der(
+        certificate.der, "certificate", code="x509.form", limit=len(certificate.der)
+    ).children()
+    twin = encode(SEQUENCE, signed.encode() + algorithm.encode() + encode(BITS, b"\0" + other))
+    return certificate.fingerprint, sha256(twin).hex()
 
 
 def _check_time(certificate: Certificate, now: int) -> None:
@@ -232,10 +254,11 @@ def _check_leaf(certificate: Certificate) -> None:
         raise Untrusted("x509.ca", f"The certificate {_short(certificate)} is an authority's, not a device's.")
 
 
-def check_usage(certificate: Certificate, bit: str, code: str, why: str) -> None:
-    """Untrusted(``code``) for a certificate that says what it is for, and not ``bit`` (a name of ``x509.KeyUsage``)."""
+def check_usage(certificate: Certificate, bit: str, code: str, why: str, *, stated: bool = False) -> None:
+    """Untrusted(``code``) for a certificate that says what it is for, and not ``bit`` (a name of ``x509.KeyUsage``).
+    With ``stated`` one that says nothing is refused, too."""
     usage = find_extension(certificate, x509.KeyUsage)
-    if usage is not None and not getattr(usage, bit):
+    if stated if usage is None else not getattr(usage, bit):
         raise Untrusted(code, why)
 
 

@@ -18,7 +18,7 @@ from ..errors import Malformed, Untrusted
 from .canonical_xml import Element, canonicalize, parse_xml
 from .kdf import constant_time_equal
 from .signatures import raw_ecdsa, verify_hardware_signature
-from .x509 import Certificate, read_certificate, verify_chain
+from .x509 import Certificate, check_usage, read_certificate, verify_chain
 
 __all__ = ["SignedXml", "open_signed_xml"]
 
@@ -36,8 +36,6 @@ _CANONICAL: Final = {
 """The canonical forms that are understood, and whether each is the exclusive one."""
 _MAX_CERTIFICATES: Final = 8
 _ALGORITHM: Final = frozenset({("", "Algorithm")})
-# P-384: SubjectPublicKeyInfo begins with its length, id-ecPublicKey and secp384r1 (RFC 5480 §2.1.1).
-_P384: Final = bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200")
 _SIZE: Final = 96
 
 
@@ -84,7 +82,8 @@ def open_signed_xml(
     verify_chain(chain, roots=roots, now=ends if ends < now < ends + grace else now)
     # 4. The signer signed.
     leaf = chain[0]
-    if not leaf.spki.startswith(_P384) or len(parts.value) != _SIZE:
+    check_usage(leaf, "digital_signature", "x509.usage", "A document is signed by a certificate that may not sign any.")
+    if leaf.curve != "P-384" or len(parts.value) != _SIZE:
         raise Untrusted("xmldsig.algorithm", "A document is signed with another kind of key than ECDSA P-384.")
     message = canonicalize(parts.signed_info, exclusive=parts.exclusive_info)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 from ...crypto import SigningKey, sha256
 from ..binding import report_data
 from ..events import Journal
+from ..guests import stock_report_data
 from ..models import Evidence
 from .verifier import signed_message, warn_insecure
 
@@ -20,6 +21,7 @@ class InsecureAttester:
     """See ``ports.Attester``; it has no hardware. ``agent_measurement`` (32 bytes) is taken on trust."""
 
     tee = "insecure"
+    stock_tee = "sample"
 
     def __init__(self, key: SigningKey, agent_measurement: bytes) -> None:
         warn_insecure("the insecure attester")
@@ -49,6 +51,12 @@ class InsecureAttester:
             "signature": base64.b64encode(self._key.sign(signed_message(report))).decode(),
         }
         return Evidence(self.tee, primary, additional).to_wire()
+
+    def stock_evidence(self, nonce: str, tee_pubkey: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+        """Evidence of KBS's platform "sample", which everybody knows to be none."""
+        report = stock_report_data(nonce, tee_pubkey, "", algorithm)
+        primary = {"report_data": base64.b64encode(report).decode(), "svn": "1"}
+        return Evidence(self.stock_tee, primary, "").to_wire()
 
     def retire(self, instance: bytes) -> None:
         """The sandbox ended."""

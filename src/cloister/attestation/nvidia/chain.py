@@ -13,11 +13,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from ...crypto.der import Der, read_der
 from ...crypto.ocsp import ocsp_request
-from ...crypto.x509 import Certificate, read_certificates, verify_chain
+from ...crypto.x509 import Certificate, check_usage, read_certificates, verify_chain
 from ...errors import Malformed, Untrusted
 from ..collateral import Collateral, Staleness
-from .der import Der, read_der
 from .revocation import answered_for, check_revocation
 from .roots import DEVICE_ROOTS
 
@@ -27,8 +27,9 @@ _MAX_PEM: Final = 32 * 1024
 _MIN_CHAIN, _MAX_CHAIN = 4, 8
 _COMPOSITE: Final = "2.23.133.5.4.1"
 _TCB_INFO: Final = "2.23.133.5.4.1.1"
-_KEY_USAGE: Final = "2.5.29.15"
-_SHA384: Final = bytes.fromhex("608648016503040202")  # 2.16.840.1.101.3.4.2.2, the body of its OID
+_FWIDS, _FLAGS = 0xA6, 0x87  # fields of DiceTcbInfo, by context tag
+_SHA384: Final = "2.16.840.1.101.3.4.2.2"
+_MAX_EXTENSION: Final = 4096
 _SERIAL: Final = re.compile(r"[0-9A-F]{2}([0-9A-F]{16})")
 _NOT_SECURE, _RECOVERY, _DEBUG = 1, 2, 3  # DiceTcbInfo's OperationalFlags, bit numbers
 
@@ -104,7 +105,9 @@ def verify_device_chain(
         raise Untrusted("nvidia.chain", "A device stands above another one in a GPU's certificate chain.")
     if found is None or architecture not in (None, found):
         raise Untrusted("nvidia.architecture", "A device's certificates are of another generation than its evidence.")
-    _check_usage(leaf)
+    # RFC 5280 §4.2.1.3: the leaf's key may sign what is no certificate.
+    why = "A GPU's attestation certificate doesn't allow its key to sign."
+    check_usage(leaf, "digital_signature", "x509.usage", why, stated=True)
     fwids, flags = _firmware(leaf, found)
     return DeviceChain(
         architecture=found,
@@ -147,17 +150,6 @@ def _open_chain(pem: bytes, roots: Collection[str], now: int) -> tuple[Certifica
     return chain
 
 
-def _check_usage(leaf: Certificate) -> None:
-    """RFC 5280 §4.2.1.3: the leaf's key may sign what is no certificate."""
-    usage = leaf.extension(_KEY_USAGE)
-    if usage is None or len(usage) < 4 or usage[0] != 0x03 or not usage[3] & 0x80:
-        raise Untrusted("x509.usage", "A GPU's attestation certificate doesn't allow its key to sign.")
-
-
-def _bad() -> Malformed:
-    return Malformed("nvidia.chain", "A GPU's attestation certificate has an extension of an unknown form.")
-
-
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:64]
 
@@ -169,45 +161,35 @@ def _pdi(brom: Certificate) -> str:
     return found[1].lower() if found else ""
 
 
-def _exactly(parts: list[Der], count: int) -> list[Der]:
-    if len(parts) != count:
-        raise _bad()
-    return parts
-
-
 def _firmware(leaf: Certificate, architecture: Architecture) -> tuple[tuple[bytes, ...], frozenset[str] | None]:
     value = leaf.extension(architecture.fwid)
     if value is None:
         raise Untrusted("nvidia.fwid", "A GPU's attestation certificate doesn't say which firmware its key belongs to.")
-    parts = read_der(value, _bad).children()
+    whole = read_der(value, "GPU's attestation certificate", code="nvidia.chain", limit=_MAX_EXTENSION)
     if architecture.fwid == _COMPOSITE:
         # SEQUENCE { version, deviceID SubjectPublicKeyInfo, FWID }
-        _, _, fwid = _exactly(parts, 3)
+        _, _, fwid = whole.children(count=3)
         return (_fwid(fwid),), None
-    # DiceTcbInfo: all fields optional, by context tag; 6 is the list of FWIDs, 7 the operational flags.
+    # DiceTcbInfo: all fields optional, by context tag.
+    parts = whole.children()
     by_tag = {part.tag: part for part in parts}
-    if len(by_tag) != len(parts) or 0xA6 not in by_tag:
-        raise _bad()
-    fwids = tuple(_fwid(fwid) for fwid in by_tag[0xA6].children())
-    flags = _flags(by_tag[0x87].body) if 0x87 in by_tag else frozenset()
+    if len(by_tag) != len(parts) or _FWIDS not in by_tag:
+        raise whole.bad("doesn't say which firmware its key belongs to")
+    fwids = tuple(_fwid(fwid) for fwid in by_tag[_FWIDS].children(_FWIDS))
     if not fwids:
-        raise _bad()
-    return fwids, flags
+        raise whole.bad("doesn't say which firmware its key belongs to")
+    return fwids, _flags(by_tag[_FLAGS]) if _FLAGS in by_tag else frozenset()
 
 
 def _fwid(fwid: Der) -> bytes:
     """FWID ::= SEQUENCE { hashAlg OBJECT IDENTIFIER, digest OCTET STRING }, SHA-384 only."""
-    algorithm, digest = _exactly(fwid.children(), 2)
-    if (fwid.tag, algorithm.tag, digest.tag) != (0x30, 0x06, 0x04):
-        raise _bad()
-    if algorithm.body != _SHA384 or len(digest.body) != 48:
-        raise _bad()
-    return digest.body
+    algorithm, digest = fwid.children(count=2)
+    if algorithm.oid() != _SHA384:
+        raise fwid.bad("names its firmware by another hash than SHA-384")
+    return digest.octets(48)
 
 
-def _flags(bits: bytes) -> frozenset[str]:
-    """A BIT STRING: the number of unused bits, then bit 0 as the highest of the first byte."""
-    if not 2 <= len(bits) <= 9 or bits[0] > 7:
-        raise _bad()
+def _flags(flags: Der) -> frozenset[str]:
+    first = flags.bits(_FLAGS)[0]
     names = {_NOT_SECURE: "not_secure", _RECOVERY: "recovery", _DEBUG: "debug"}
-    return frozenset(name for bit, name in names.items() if bits[1] & (0x80 >> bit))
+    return frozenset(name for bit, name in names.items() if first & (0x80 >> bit))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ...errors import Malformed, Untrusted
+from ..reader import canonical_base64
 from .chain import ARCHITECTURES, Architecture
 
 __all__ = ["MAX_GPUS", "MAX_SWITCHES", "Entry", "architecture", "read_entries"]
@@ -130,11 +131,11 @@ def _record(value: Any, media_type: str) -> bytes:
     text = value[1]
     if not isinstance(text, str) or len(text) > _MAX_TEXT or not _URL_SAFE.fullmatch(text) or len(text) % 4 == 1:
         raise Malformed("nvidia.base64", "A part of wrapped GPU evidence is not base64url.")
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if base64.urlsafe_b64encode(raw).decode().rstrip("=") != text:
+        raise Malformed("nvidia.base64", "A part of wrapped GPU evidence is not canonical base64url.")
+    return raw
 
 
 def _base64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError:
-        raise Malformed("nvidia.base64", "A field of GPU evidence is not base64.") from None
+    return canonical_base64(text, "GPU", limit=_MAX_TEXT, code="nvidia.base64")

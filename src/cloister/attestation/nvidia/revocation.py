@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...crypto.ocsp import OcspStatus, read_ocsp, verify_ocsp
-from ...crypto.x509 import Certificate, Crl, read_crl, verify_crl
+from ...crypto.x509 import Certificate, Crl, fingerprints, read_crl, verify_crl
 from ...errors import Untrusted
 from ..collateral import Collateral, CollateralSet, Item, Staleness
 
@@ -63,17 +63,17 @@ class _Sources:
 
     def look(self) -> bool:
         """Whether something in its time says that it is not revoked; raises if something says otherwise."""
-        crl, status = self._list(), self._response()
+        crl, answers = self._list(), self._responses()
         if crl is not None and crl.revoked(self.certificate.serial):
             raise Untrusted("x509.revoked", f"{_WHAT} was revoked by its issuer.")
-        if status is not None:
+        for status in answers:
             # Who answers was certified by the same issuer, so it can be on its list; nobody answers for it.
             if crl is not None and crl.revoked(status.responder.serial):
                 raise Untrusted("ocsp.responder", "Who signed an OCSP response was revoked by the issuer.")
             status.check_good(_WHAT)
-        if crl is None and status is None and self.late:
+        if crl is None and not answers and self.late:
             raise self.late[0]
-        return crl is not None or status is not None
+        return crl is not None or bool(answers)
 
     def _list(self) -> Crl | None:
         issuer = self.issuers[0]
@@ -87,15 +87,20 @@ class _Sources:
         verify_crl(crl, issuer, now=crl.this_update)
         return crl
 
-    def _response(self) -> OcspStatus | None:
-        item = self.collateral.find("nvidia-ocsp", self.certificate.fingerprint)
-        if item is None:
-            return None
-        response = read_ocsp(item.data)
-        # Its beginning is judged by verify_ocsp, which knows how far a responder's clock may be ahead.
-        if not self._in_time("OCSP response", None, response.next_update, item):
-            return None
-        return verify_ocsp(response, self.certificate, self.issuers, now=self.now, grace=self.staleness.grace)
+    def _responses(self) -> list[OcspStatus]:
+        """What is kept about the certificate, under each name that a device can give it: else one that was revoked
+        would write its certificate anew, and nothing would be known about it."""
+        found: list[OcspStatus] = []
+        for name in fingerprints(self.certificate, self.issuers[0]):
+            item = self.collateral.find("nvidia-ocsp", name)
+            if item is None:
+                continue
+            response = read_ocsp(item.data)
+            # Its beginning is judged by verify_ocsp, which knows how far a responder's clock may be ahead.
+            if self._in_time("OCSP response", None, response.next_update, item):
+                grace = self.staleness.grace
+                found.append(verify_ocsp(response, self.certificate, self.issuers, now=self.now, grace=grace))
+        return found
 
     def _in_time(self, what: str, begins: int | None, ends: int, item: Item) -> bool:
         try:

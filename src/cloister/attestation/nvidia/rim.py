@@ -94,7 +94,12 @@ def driver_rim_id(report: Report, architecture: Architecture) -> str:
     """The id under which the manifest of the report's driver is published. Raises Malformed where it names none."""
     version = report.driver
     if version is None:
-        raise Malformed("nvidia.report", "A GPU's report names no driver, so it is not one of a running GPU.")
+        # So is one that the security processor (FSP) makes by itself: it says nothing of what else runs on the GPU.
+        raise Malformed(
+            "nvidia.report",
+            "A GPU's report names no driver, so it is not one of a running GPU; load its driver with confidential "
+            "computing on, and collect the evidence through that.",
+        )
     if architecture.name == "HOPPER":
         return f"NV_GPU_DRIVER_GH100_{version}"
     return f"NV_GPU_CC_DRIVER_{report.text(spdm.CHIP_INFO) or 'GB100'}_{version}"

@@ -23,6 +23,7 @@ MIN_SVN: Final = 0x87
 """The value type of a security version number in opaque data that says its types."""
 
 _VERSION_1_1: Final = 0x11
+_OTHER_VERSIONS: Final = (0x10, 0x12, 0x13, 0x14)
 _GET_MEASUREMENTS, _MEASUREMENTS = 0xE0, 0x60
 _WITH_SIGNATURE: Final = 0x01
 _ALL: Final = 0xFF
@@ -153,6 +154,12 @@ def _bad(why: str) -> Malformed:
 def parse_report(data: bytes) -> Report:
     """Parse a report strictly. Raises Malformed (``nvidia.report``)."""
     reader = Reader(data, "GPU's report", limit=MAX_REPORT, order="little", code="nvidia.report")
+    if data[:1] and data[0] in _OTHER_VERSIONS:
+        raise Malformed(
+            "nvidia.report",
+            "A GPU's report is not of SPDM 1.1, and by another version's report alone its signature can't be checked; "
+            "collect the evidence through the GPU's driver, which asks for 1.1.",
+        )
     # GET_MEASUREMENTS: all blocks, signed; 37 bytes.
     reader.one_of(1, (_VERSION_1_1,))
     reader.one_of(1, (_GET_MEASUREMENTS,))

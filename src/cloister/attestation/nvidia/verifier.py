@@ -23,9 +23,6 @@ from .spdm import Report, parse_report
 
 __all__ = ["NvidiaVerifier", "verify_report"]
 
-# P-384: SubjectPublicKeyInfo begins with its length, id-ecPublicKey and secp384r1 (RFC 5480 §2.1.1).
-_P384: Final = bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200")
-
 _NOT_COMPARED: Final = "No reference manifest was compared: nothing is known about firmware, mode or debugging."
 _DEVELOPER_TOOLS: Final = (
     "No signed field says that developer tools are off or that confidential mode is on: NVIDIA's own tools ask the "
@@ -148,7 +145,7 @@ def _verify(entry: Entry, trust: _Trust, *, nonce: bytes | None, now: int) -> tu
 
 
 def _check_signature(report: Report, chain: DeviceChain) -> None:
-    if not chain.leaf.spki.startswith(_P384):
+    if chain.leaf.curve != "P-384":
         raise Untrusted("nvidia.key", "A GPU's attestation key is not on the curve P-384.")
     try:
         verify_hardware_signature(chain.leaf.spki, report.signed, raw_ecdsa(report.signature), hash_name="sha384")

@@ -9,12 +9,14 @@ from .certs import Leaf, attester_id, read_amd, read_leaf, role_of
 from .endorsements import chain_name, vcek_name
 from .report import Report, parse_report
 from .roots import AMD_ROOTS
+from .stock import SnpGuestJudge, stock_fields
 from .verifier import SnpVerifier, level_of, verify_report
 
 __all__ = [
     "AMD_ROOTS",
     "Leaf",
     "Report",
+    "SnpGuestJudge",
     "SnpVerifier",
     "attester_id",
     "chain_name",
@@ -23,6 +25,7 @@ __all__ = [
     "read_amd",
     "read_leaf",
     "role_of",
+    "stock_fields",
     "vcek_name",
     "verify_report",
 ]

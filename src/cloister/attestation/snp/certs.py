@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ...crypto import frame, sha256
+from ...crypto.der import IA5, UTF8, Der, read_der
 from ...crypto.x509 import Certificate, Crl, read_certificate, verify_chain, verify_crl
 from ...errors import Malformed, Untrusted
 from .products import product_of_name
@@ -35,13 +36,11 @@ _TCB: Final = {
 _OPTIONAL: Final = {"3.4", "3.5", "3.6", "3.7"}
 _HWID_SIZE: Final = {"milan": 64, "genoa": 64, "turin": 8}
 _SIGNING_KEYS: Final = {"SEV-VCEK": "vcek", "SEV-VLEK": "vlek"}
-_INTEGER, _OCTETS, _UTF8, _IA5 = 0x02, 0x04, 0x0C, 0x16
+_CODE: Final = "snp.certificate"
+_MAX_EXTENSION: Final = 129
 # A certificate and its signed part are SEQUENCEs of two bytes of length; then comes the version, [0] INTEGER 2 for v3.
 _HEADER: Final = 8
 _VERSION_3: Final = bytes.fromhex("a003020102")
-# SubjectPublicKeyInfo of an uncompressed point on P-384 (RFC 5480), up to the point.
-_P384: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
-_P384_SIZE: Final = 120
 # AlgorithmIdentifier of RSASSA-PSS with SHA-384, MGF1 with SHA-384 and a salt of 48 bytes (RFC 4055), without and with
 # the trailer field, which AMD's older certificates write out; then the header of a signature of 4096 bits.
 _PSS: Final = "a00f300d06096086480165030402020500a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130"
@@ -89,9 +88,9 @@ def read_leaf(certificate: Certificate) -> Leaf:
     signing_key = _SIGNING_KEYS.get(certificate.subject_attributes.get("CN", ""))
     if signing_key is None:
         raise _bad("is neither a VCEK's nor a VLEK's")
-    if len(certificate.spki) != _P384_SIZE or not certificate.spki.startswith(_P384):
+    if certificate.curve != "P-384":
         raise _bad("does not hold an ECDSA P-384 key")
-    if _byte(certificate, _STRUCT_VERSION) not in (0, 1):
+    if _must(certificate, _STRUCT_VERSION).unsigned(1) not in (0, 1):
         raise _bad("is of an unknown structure version")
     product_name = _text(_must(certificate, _PRODUCT_NAME))
     product = product_of_name(product_name)
@@ -102,7 +101,7 @@ def read_leaf(certificate: Certificate) -> Leaf:
     if signing_key == "vcek" and csp_id is None and hwid is not None:
         return Leaf(certificate, signing_key, product, product_name, tcb, _octets(hwid, _HWID_SIZE[product]), "")
     if signing_key == "vlek" and hwid is None and csp_id is not None:
-        return Leaf(certificate, signing_key, product, product_name, tcb, b"", _text(csp_id))
+        return Leaf(certificate, signing_key, product, product_name, tcb, b"", _text(_der(csp_id)))
     raise _bad("does not name just a chip (VCEK) or just a cloud provider (VLEK)")
 
 
@@ -160,49 +159,31 @@ def attester_id(signing_key: str, name: str) -> str:
 def _part(certificate: Certificate, oid: str) -> int:
     if oid in _OPTIONAL and certificate.extension(_AMD + oid) is None:
         return 0
-    return _byte(certificate, _AMD + oid)
+    return _must(certificate, _AMD + oid).unsigned(1)
 
 
-def _byte(certificate: Certificate, oid: str) -> int:
-    """A DER INTEGER from 0 to 255, in its one encoding (X.690 §8.3)."""
-    value = _contents(_must(certificate, oid), (_INTEGER,))
-    if len(value) == 2 and value[0] == 0 and value[1] >= 0x80:
-        return value[1]
-    if len(value) == 1 and value[0] < 0x80:
-        return value[0]
-    raise _bad("has a number that is not from 0 to 255")
-
-
-def _text(der: bytes) -> str:
-    text = _contents(der, (_IA5, _UTF8))
-    if not text or not text.isascii() or not (found := text.decode("ascii")).isprintable():
+def _text(value: Der) -> str:
+    text = value.text(IA5, UTF8)
+    if not text or not text.isascii():
         raise _bad("has a text that can't be shown")
-    return found
+    return text
 
 
 def _octets(value: bytes, size: int) -> bytes:
     """AMD writes the hardware id without a DER header; with one it would be longer, so the two can't be confused."""
-    if len(value) == size:
-        return value
-    octets = _contents(value, (_OCTETS,))
-    if len(octets) != size:
-        raise _bad("has a hardware id of the wrong size")
-    return octets
+    return value if len(value) == size else _der(value).octets(size)
 
 
-def _contents(der: bytes, tags: tuple[int, ...]) -> bytes:
-    """What is inside one DER value of a short length."""
-    if len(der) < 2 or der[0] not in tags or der[1] >= 0x80 or der[1] != len(der) - 2:
-        raise _bad("has an extension of an unexpected form")
-    return der[2:]
-
-
-def _must(certificate: Certificate, oid: str) -> bytes:
+def _must(certificate: Certificate, oid: str) -> Der:
     value = certificate.extension(oid)
     if value is None:
         raise _bad("lacks one of AMD's extensions")
-    return value
+    return _der(value)
+
+
+def _der(value: bytes) -> Der:
+    return read_der(value, "SEV-SNP certificate", code=_CODE, limit=_MAX_EXTENSION)
 
 
 def _bad(why: str) -> Malformed:
-    return Malformed("snp.certificate", f"A SEV-SNP certificate {why}; use the one that AMD issued for this processor.")
+    return Malformed(_CODE, f"A SEV-SNP certificate {why}; use the one that AMD issued for this processor.")

@@ -135,7 +135,8 @@ class _Digest:
 def launch_digest(guest: SnpGuest) -> bytes:
     """48 bytes: the report's MEASUREMENT. Raises Malformed for firmware that can't be measured so, Misuse for a CPU
     type, hypervisor or number that is not known here."""
-    if guest.cpu not in CPU_TYPES or guest.hypervisor not in HYPERVISORS or not 1 <= guest.vcpus <= MAX_VCPUS:
+    known = guest.cpu in CPU_TYPES and guest.hypervisor in HYPERVISORS
+    if not known or not 1 <= guest.vcpus <= MAX_VCPUS or not 0 <= guest.features < 1 << 64:
         raise Misuse(
             "launch.guest",
             f"Give 1 to {MAX_VCPUS} virtual CPUs of a type among {', '.join(CPU_TYPES)}, on qemu, ec2 or gce.",

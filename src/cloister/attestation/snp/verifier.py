@@ -20,7 +20,7 @@ from .products import covers, product_of_cpuid, split_tcb
 from .report import HOST_REQUESTED, SIZE, Report, parse_report
 from .roots import AMD_ROOTS
 
-__all__ = ["SnpVerifier", "level_of", "verify_report"]
+__all__ = ["SnpVerifier", "level_of", "prove_guest", "verify_report"]
 
 _MAX_BASE64: Final = 4 * (16 * 1024)
 _NOTE_NONE: Final = "Level none: debugging, another privilege level or a migration agent can reach the guest's memory."
@@ -63,6 +63,42 @@ def verify_report(
     # 7. The TCB versions and firmware versions fit together.
     _check_versions(parsed, leaf.product)
     return device(parsed, leaf, name=name, revocation_checked=checked)
+
+
+def prove_guest(
+    raw: bytes,
+    given: Sequence[Certificate],
+    report: bytes,
+    collateral: Collateral,
+    staleness: Staleness,
+    *,
+    now: int,
+    require_crl: bool,
+    roots: Mapping[str, str],
+) -> tuple[Device, Leaf]:
+    """``verify_report`` with what ``given`` and the collateral have, for the challenge that ``report`` (32 bytes) is
+    of: the report data must be it and 32 zero bytes, exactly. Says nothing about a launch log.
+
+    Raises as ``verify_report``, and Unavailable ``snp.collateral`` for certificates that are missing.
+    """
+    if len(report) != 32:
+        raise Malformed("snp.report-size", "The data that a SEV-SNP report must carry has exactly 32 bytes.")
+    parsed = parse_report(raw)
+    found = find_endorsements(parsed, given, collateral, staleness, now=now)
+    cpu = verify_report(
+        raw,
+        found.leaf.certificate,
+        found.chain,
+        now=now,
+        crls=found.crls,
+        crl_grace=staleness.grace,
+        require_crl=require_crl,
+        roots=roots,
+    )
+    # 8. The report was made for this challenge, workload key and additional evidence.
+    if not constant_time_equal(parsed.report_data, report + bytes(32)):
+        raise Untrusted("snp.report", "The report was made for another challenge, workload key or event log.")
+    return cpu, found.leaf
 
 
 def level_of(found: Device, vmpls: Collection[int] = (0,)) -> Level:
@@ -109,26 +145,20 @@ class SnpVerifier:
         """
         if evidence.tee != self.tee:
             raise Untrusted("snp.tee", "The evidence is of another platform than SEV-SNP.")
-        if len(report) != 32:
-            raise Malformed("snp.report-size", "The data that a SEV-SNP report must carry has exactly 32 bytes.")
         raw, given = _parse_primary(evidence.primary)
-        parsed = parse_report(raw)
-        found = find_endorsements(parsed, given, self._collateral, self._staleness, now=now)
-        cpu = verify_report(
+        # 1-8. AMD's hardware signed it, for this challenge, workload key and additional evidence.
+        cpu, leaf = prove_guest(
             raw,
-            found.leaf.certificate,
-            found.chain,
+            given,
+            report,
+            self._collateral,
+            self._staleness,
             now=now,
-            crls=found.crls,
-            crl_grace=self._staleness.grace,
             require_crl=self._require_crl,
             roots=self._roots,
         )
-        # 8. The report was made for this challenge, workload key and additional evidence.
-        if not constant_time_equal(parsed.report_data, report + bytes(32)):
-            raise Untrusted("snp.report", "The report was made for another challenge, workload key or event log.")
         # 9. The measured agent wrote the event log, which the report data covers; the asking sandbox's launch is in it.
-        return self._claims(cpu, found.leaf, open_log(evidence.additional))
+        return self._claims(cpu, leaf, open_log(evidence.additional))
 
     def _claims(self, cpu: Device, leaf: Leaf, log: OpenedLog) -> Claims:
         level = level_of(cpu, self._vmpls)

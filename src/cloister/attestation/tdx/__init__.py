@@ -11,6 +11,7 @@ from .quoting import Authentic, authenticate_quote, judge_quote, verify_quote
 from .roots import ROOTS
 from .runtime import extended_value, replay_rtmr3
 from .sources import read_collateral, service_items
+from .stock import TdxGuestJudge
 from .tcb import NOT_SUPPORTED, REVOKED, Evaluation
 from .verifier import GUEST_MEASUREMENTS, TdxVerifier, attester_id, level_of
 
@@ -25,6 +26,7 @@ __all__ = [
     "Evaluation",
     "Quote",
     "TdReport",
+    "TdxGuestJudge",
     "TdxVerifier",
     "attester_id",
     "authenticate_quote",

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ...crypto import parse_json, verify_hardware_signature
 from ...crypto.signatures import raw_ecdsa
-from ...crypto.x509 import Certificate, read_certificates, verify_chain
+from ...crypto.x509 import Certificate, check_usage, read_certificates, verify_chain
 from ...errors import Malformed, Untrusted
 from ...fields import Fields
 from ..collateral import Staleness
@@ -97,6 +97,7 @@ def signer_of(chain_pem: bytes, *, now: int, roots: Collection[str]) -> tuple[Ce
     if chain[0].subject_attributes.get("CN") != _SIGNER:
         # The root also signs authorities that sign processors' keys; only this certificate may speak about TCBs.
         raise Untrusted("tdx.signer", "A document of Intel's service is signed by a certificate for something else.")
+    check_usage(chain[0], "digital_signature", "x509.usage", "A signer of Intel's documents may not sign any.")
     return chain[0], chain[1]
 
 

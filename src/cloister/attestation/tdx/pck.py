@@ -14,26 +14,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...crypto import frame, sha256
+from ...crypto.der import ENUMERATED, Der, read_der
 from ...crypto.x509 import Certificate, read_certificate
 from ...errors import Malformed, Untrusted
-from ..reader import Reader
 
 __all__ = ["SGX_EXTENSION", "PlatformCertificate", "platform_certificate", "read_chain"]
 
 SGX_EXTENSION: Final = "1.2.840.113741.1.13.1"
 
-_PREFIX: Final = bytes.fromhex("2a864886f84d010d01")  # SGX_EXTENSION as the content of a DER OBJECT IDENTIFIER
-_PPID, _TCB, _PCEID, _FMSPC, _TYPE, _INSTANCE, _CONFIGURATION = (bytes((n,)) for n in range(1, 8))
+# What follows the extension's own identifier in those of its parts.
+_PPID, _TCB, _PCEID, _FMSPC, _TYPE, _INSTANCE, _CONFIGURATION = (f".{n}" for n in range(1, 8))
 _PCESVN, _CPUSVN = 17, 18
-_FLAGS: Final = {b"\x07\x01": "dynamic_platform", b"\x07\x02": "cached_keys", b"\x07\x03": "smt_enabled"}
+_FLAGS: Final = {".7.1": "dynamic_platform", ".7.2": "cached_keys", ".7.3": "smt_enabled"}
 _TYPES: Final = ("standard", "scalable", "scalable-with-integrity")
-_BOOLEAN, _INTEGER, _OCTETS, _OID, _ENUMERATED, _SEQUENCE = 0x01, 0x02, 0x04, 0x06, 0x0A, 0x30
 _MAX_ELEMENTS: Final = 32
-_MAX_DER: Final = 8192
 _CODE: Final = "tdx.pck"
 
 # RFC 7468, without what its parsers may forgive: whatever could be changed here without anybody noticing would make two
-# quotes of one. Only newlines between blocks, and zeros at the end, are free.
+# quotes of one. Only where lines end, newlines between blocks, and zeros at the end, are free.
 _BLOCK = re.compile(
     rb"-----BEGIN CERTIFICATE-----\r?\n((?:[A-Za-z0-9+/=]{1,128}\r?\n)+)-----END CERTIFICATE-----(?:\r?\n)*"
 )
@@ -112,113 +110,47 @@ def platform_certificate(leaf: Certificate, authority: Certificate) -> PlatformC
     value = leaf.extension(SGX_EXTENSION)
     if value is None:
         raise Malformed(_CODE, "A PCK certificate lacks Intel's SGX extension.")
-    fields = _pairs(_content(value, _SEQUENCE), b"")
-    svns = _svns(_of(fields, _TCB, _SEQUENCE))
+    fields = _pairs(read_der(value, "PCK certificate", code=_CODE), "")
+    svns = _pairs(_of(fields, _TCB), _TCB)
     return PlatformCertificate(
-        components=bytes(svns[n][0] for n in range(1, 17)),
-        pcesvn=int.from_bytes(svns[_PCESVN], "big"),
-        cpusvn=svns[_CPUSVN],
-        ppid=_octets(fields, _PPID, 16),
-        pceid=_octets(fields, _PCEID, 2),
-        fmspc=_octets(fields, _FMSPC, 6),
-        sgx_type=_sgx_type(_of(fields, _TYPE, _ENUMERATED)),
+        components=bytes(_of(svns, f"{_TCB}.{n}").unsigned(1) for n in range(1, 17)),
+        pcesvn=_of(svns, f"{_TCB}.{_PCESVN}").unsigned(2),
+        cpusvn=_of(svns, f"{_TCB}.{_CPUSVN}").octets(16),
+        ppid=_of(fields, _PPID).octets(16),
+        pceid=_of(fields, _PCEID).octets(2),
+        fmspc=_of(fields, _FMSPC).octets(6),
+        sgx_type=_sgx_type(_of(fields, _TYPE)),
         authority=kind,
-        instance=_octets(fields, _INSTANCE, 16) if _INSTANCE in fields else None,
-        flags=_flags(_of(fields, _CONFIGURATION, _SEQUENCE)) if _CONFIGURATION in fields else {},
+        instance=fields[_INSTANCE].octets(16) if _INSTANCE in fields else None,
+        flags=_flags(fields[_CONFIGURATION]) if _CONFIGURATION in fields else {},
     )
 
 
-def _bad() -> Malformed:
-    return Malformed(_CODE, "A PCK certificate, or its SGX extension, is not of the expected form.")
-
-
-def _elements(data: bytes) -> list[tuple[int, bytes]]:
-    """The elements of a DER value (X.690): low tag numbers, definite and shortest lengths, nothing left over."""
-    reader = Reader(data, "PCK certificate", limit=_MAX_DER, order="big", code=_CODE)
-    found: list[tuple[int, bytes]] = []
-    while reader.left:
-        tag, length = reader.uint(1), reader.uint(1)
-        if length in (0x81, 0x82):
-            size = length - 0x80
-            length = reader.uint(size)
-            if length < (0x80 if size == 1 else 0x100):
-                raise _bad()
-        elif length >= 0x80:
-            raise _bad()
-        if len(found) >= _MAX_ELEMENTS:
-            raise _bad()
-        found.append((tag, reader.take(length)))
-    return found
-
-
-def _content(data: bytes, tag: int) -> bytes:
-    elements = _elements(data)
-    if len(elements) != 1 or elements[0][0] != tag:
-        raise _bad()
-    return elements[0][1]
-
-
-def _pairs(data: bytes, under: bytes) -> dict[bytes, tuple[int, bytes]]:
+def _pairs(whole: Der, under: str) -> dict[str, Der]:
     """SEQUENCE OF (object identifier, value), by what follows the extension's own identifier."""
-    found: dict[bytes, tuple[int, bytes]] = {}
-    for tag, pair in _elements(data):
-        parts = _elements(pair) if tag == _SEQUENCE else []
-        if len(parts) != 2 or parts[0][0] != _OID:
-            raise _bad()
-        name = parts[0][1]
-        if not name.startswith(_PREFIX + under) or name[len(_PREFIX) :] in found:
-            raise _bad()
-        found[name[len(_PREFIX) :]] = parts[1]
+    found: dict[str, Der] = {}
+    for pair in whole.children(most=_MAX_ELEMENTS):
+        kind, value = pair.children(count=2)
+        name = kind.oid()
+        if not name.startswith(f"{SGX_EXTENSION}{under}.") or (name := name[len(SGX_EXTENSION) :]) in found:
+            raise whole.bad()
+        found[name] = value
     return found
 
 
-def _of(fields: dict[bytes, tuple[int, bytes]], name: bytes, tag: int) -> bytes:
-    if name not in fields or fields[name][0] != tag:
-        raise _bad()
-    return fields[name][1]
+def _of(fields: dict[str, Der], name: str) -> Der:
+    if name not in fields:
+        raise Malformed(_CODE, "A PCK certificate lacks a part of Intel's SGX extension.")
+    return fields[name]
 
 
-def _octets(fields: dict[bytes, tuple[int, bytes]], name: bytes, size: int) -> bytes:
-    value = _of(fields, name, _OCTETS)
-    if len(value) != size:
-        raise _bad()
-    return value
+def _sgx_type(value: Der) -> str:
+    number = value.of(ENUMERATED)
+    if len(number) != 1 or number[0] >= len(_TYPES):
+        raise value.bad()
+    return _TYPES[number[0]]
 
 
-def _svns(data: bytes) -> dict[int, bytes]:
-    """1 to 16: component SVNs of one byte; 17: PCESVN, two bytes; 18: CPUSVN, 16 bytes."""
-    pairs = _pairs(data, _TCB)
-    found: dict[int, bytes] = {}
-    for number in range(1, _CPUSVN + 1):
-        name = _TCB + bytes((number,))
-        if number == _CPUSVN:
-            found[number] = _octets(pairs, name, 16)
-        else:
-            found[number] = _unsigned(_of(pairs, name, _INTEGER), 2 if number == _PCESVN else 1)
-    return found
-
-
-def _unsigned(value: bytes, size: int) -> bytes:
-    """A DER INTEGER from 0 to 256**size - 1, in its shortest form, as ``size`` bytes."""
-    if not value or value[0] & 0x80 or (len(value) > 1 and not value[0] and not value[1] & 0x80):
-        raise _bad()
-    number = int.from_bytes(value, "big")
-    if number >= 256**size:
-        raise _bad()
-    return number.to_bytes(size, "big")
-
-
-def _sgx_type(value: bytes) -> str:
-    if len(value) != 1 or value[0] >= len(_TYPES):
-        raise _bad()
-    return _TYPES[value[0]]
-
-
-def _flags(data: bytes) -> dict[str, bool]:
-    found: dict[str, bool] = {}
-    for name, (tag, value) in _pairs(data, _CONFIGURATION).items():
-        if tag != _BOOLEAN or value not in (b"\x00", b"\xff"):
-            raise _bad()
-        if name in _FLAGS:
-            found[_FLAGS[name]] = value == b"\xff"
-    return found
+def _flags(configuration: Der) -> dict[str, bool]:
+    values = {name: value.boolean() for name, value in _pairs(configuration, _CONFIGURATION).items()}
+    return {_FLAGS[name]: value for name, value in values.items() if name in _FLAGS}

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 from ...crypto import constant_time_equal, sha256, verify_hardware_signature
 from ...crypto.signatures import ecdsa_public_der, raw_ecdsa
-from ...crypto.x509 import Certificate, verify_chain
+from ...crypto.x509 import Certificate, check_usage, verify_chain
 from ...errors import Malformed, Unavailable, Untrusted
 from ...fields import Fields
 from ..collateral import Collateral, Item, Staleness
@@ -47,6 +47,7 @@ def authenticate_quote(data: bytes, *, now: int, roots: Collection[str] = ROOTS)
     chain = read_chain(quote.pck_chain)
     # 2. PCK certificate, its authority, the pinned root.
     verify_chain(chain, roots=roots, now=now)
+    check_usage(chain[0], "digital_signature", "x509.usage", "A PCK certificate doesn't allow its key to sign.")
     platform = platform_certificate(chain[0], chain[1])
     # 3. The platform signed the quoting enclave's report.
     report = quote.qe_report

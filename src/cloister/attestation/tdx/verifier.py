@@ -19,7 +19,17 @@ from .roots import ROOTS
 from .runtime import RTMR_START, replay_rtmr3
 from .tcb import NOT_SUPPORTED
 
-__all__ = ["BOOT_REGISTERS", "GUEST_MEASUREMENTS", "TdxVerifier", "attester_id", "level_of"]
+__all__ = [
+    "BOOT_REGISTERS",
+    "GUEST_MEASUREMENTS",
+    "TdxVerifier",
+    "attester_id",
+    "boot_facts",
+    "level_of",
+    "prove_domain",
+    "read_boot_log",
+    "read_quote",
+]
 
 BOOT_REGISTERS: Final = (0, 1, 2)
 """RTMRs that the boot event log (CCEL) must lead to. RTMR 3 belongs to what runs later."""
@@ -68,37 +78,54 @@ class TdxVerifier:
         """
         if evidence.tee != self.tee:
             raise Untrusted("tdx.tee", "The evidence is of another platform than TDX.")
-        if len(report) != 32:
-            raise Malformed("tdx.report-size", "The data that a TDX quote must carry has exactly 32 bytes.")
         raw, boot_log = _parse_primary(evidence.primary)
-        # 1-5. Intel's root, the platform, its quoting enclave, the attestation key, the quote.
-        authentic = authenticate_quote(raw, now=now, roots=self._roots)
-        quote = authentic.quote
-        # 11. It is a trust domain's, and nothing but zeros of a buffer follows it.
-        body = _trust_domain(quote)
-        # 12. It was made for this challenge, workload key and additional evidence.
-        if not constant_time_equal(body.report_data, report + bytes(32)):
-            raise Untrusted("tdx.report", "The quote was made for another challenge, workload key or event log.")
-        # 6-10. Revocation, Intel's documents, the TDX module, the state of the platform.
-        judged = judge_quote(authentic, self._collateral, now=now, staleness=self._staleness, roots=self._roots)
-        if judged.status == NOT_SUPPORTED:
-            raise Untrusted("tdx.tcb-unknown", "Intel's TCB info has no level for this platform; update its firmware.")
-        cpu = describe(quote, authentic.platform, judged, "cpu0")
+        # 1-12. Intel's root to this challenge.
+        cpu, body = prove_domain(raw, report, self._collateral, self._staleness, now=now, roots=self._roots)
         # 13. The boot event log, where one came along, leads to the boot registers.
-        cpu.facts.update(_boot_facts(boot_log, body))
+        cpu.facts.update(boot_facts(boot_log, body))
         # 14. The measured agent wrote the event log, which the report data covers, and which RTMR 3 may hold besides.
         log = open_log(evidence.additional)
         cpu.facts["rtmr3_log"] = _check_rtmr3(log, body)
         return _claims(cpu, log)
 
 
+def prove_domain(
+    raw: bytes, report: bytes, collateral: Collateral, staleness: Staleness, *, now: int, roots: Collection[str]
+) -> tuple[Device, TdReport]:
+    """Steps 1 to 12: what a quote proves of a trust domain that was asked with ``report`` (32 bytes). Says nothing
+    about any event log. Raises as ``TdxVerifier.verify``."""
+    if len(report) != 32:
+        raise Malformed("tdx.report-size", "The data that a TDX quote must carry has exactly 32 bytes.")
+    # 1-5. Intel's root, the platform, its quoting enclave, the attestation key, the quote.
+    authentic = authenticate_quote(raw, now=now, roots=roots)
+    quote = authentic.quote
+    # 11. It is a trust domain's, and nothing but zeros of a buffer follows it.
+    body = _trust_domain(quote)
+    # 12. It was made for this challenge, workload key and additional evidence.
+    if not constant_time_equal(body.report_data, report + bytes(32)):
+        raise Untrusted("tdx.report", "The quote was made for another challenge, workload key or event log.")
+    # 6-10. Revocation, Intel's documents, the TDX module, the state of the platform.
+    judged = judge_quote(authentic, collateral, now=now, staleness=staleness, roots=roots)
+    if judged.status == NOT_SUPPORTED:
+        raise Untrusted("tdx.tcb-unknown", "Intel's TCB info has no level for this platform; update its firmware.")
+    return describe(quote, authentic.platform, judged, "cpu0"), body
+
+
+def read_quote(value: object) -> bytes:
+    """A quote's bytes from the base64 of evidence. Raises Malformed."""
+    return _base64(value, MAX_QUOTE)
+
+
+def read_boot_log(value: object) -> BootLog:
+    """A CCEL log from the base64 of evidence. Raises Malformed."""
+    return parse_log(_base64(value, _MAX_BOOT_LOG), "rtmr")
+
+
 def _parse_primary(primary: dict[str, Any]) -> tuple[bytes, BootLog | None]:
     if not {"quote"} <= set(primary) <= {"quote", "cc_eventlog"}:
         raise Malformed("tdx.form", "The TDX evidence does not have exactly a quote and perhaps a boot event log.")
-    quote = _base64(primary["quote"], MAX_QUOTE)
-    if "cc_eventlog" not in primary:
-        return quote, None
-    return quote, parse_log(_base64(primary["cc_eventlog"], _MAX_BOOT_LOG), "rtmr")
+    log = read_boot_log(primary["cc_eventlog"]) if "cc_eventlog" in primary else None
+    return read_quote(primary["quote"]), log
 
 
 def _base64(text: object, limit: int) -> bytes:
@@ -113,11 +140,13 @@ def _trust_domain(quote: Quote) -> TdReport:
     return quote.body
 
 
-def _boot_facts(log: BootLog | None, report: TdReport) -> dict[str, Fact]:
-    """Raises Untrusted ``bootlog.replay`` where a log came that doesn't explain the registers."""
+def boot_facts(log: BootLog | None, report: TdReport) -> dict[str, Fact]:
+    """Raises Untrusted ``bootlog.replay`` where a log came that doesn't explain the boot registers, or RTMR 3 if it has
+    events of that."""
     if log is None:
         return {"boot_log": False}
-    check_replay(log, _BANK, {n: report.rtmrs[n] for n in BOOT_REGISTERS})
+    told = {event.index - 1 for event in log.events if event.extends} & {3}
+    check_replay(log, _BANK, {n: report.rtmrs[n] for n in {*BOOT_REGISTERS, *told}})
     try:
         return {"boot_log": True, **secure_boot(log, _BANK).facts()}
     except Untrusted as error:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ...crypto.x509 import Certificate, Crl, read_certificate, verify_chain
+from ...crypto.der import SET, Der, read_der
+from ...crypto.x509 import Certificate, Crl, check_usage, read_certificate, verify_chain
 from ...errors import Malformed, Untrusted
-from . import der
 from .ek import EndorsementKey
 from .parser import ALG_RSA
 from .roots import MANUFACTURERS, ROOTS
@@ -19,13 +19,11 @@ __all__ = ["EkCertificate", "maker_name", "read_ek_certificate", "shipped", "ver
 _ALTERNATIVE_NAME: Final = "2.5.29.17"
 _POLICIES: Final = "2.5.29.32"
 _EXTENDED_USAGE: Final = "2.5.29.37"
-_USAGE: Final = "2.5.29.15"
 _EK_USAGE: Final = "2.23.133.8.1"  # tcg-kp-EKCertificate
 _ATTRIBUTES: Final = {"2.23.133.2.1": "manufacturer", "2.23.133.2.2": "model", "2.23.133.2.3": "version"}
 _MAKER: Final = re.compile(r"id:([0-9A-Fa-f]{8})")
 _DIRECTORY_NAME: Final = 0xA4
-_KEY_ENCIPHERMENT: Final = 0x20  # RFC 5280 §4.2.1.3, bits from the left
-_KEY_AGREEMENT: Final = 0x08
+_CODE: Final = "tpm.ek-certificate"
 _MAX_POOL: Final = 16
 
 
@@ -43,7 +41,11 @@ class EkCertificate:
 
 
 def _untrusted(why: str) -> Untrusted:
-    return Untrusted("tpm.ek-certificate", f"The endorsement certificate {why}.")
+    return Untrusted(_CODE, f"The endorsement certificate {why}.")
+
+
+def _der(value: bytes) -> Der:
+    return read_der(value, "TPM's endorsement certificate", code=_CODE)
 
 
 def read_ek_certificate(data: bytes) -> EkCertificate:
@@ -59,9 +61,7 @@ def read_ek_certificate(data: bytes) -> EkCertificate:
     if maker is None:
         raise _untrusted("does not name its manufacturer by an id")
     usage = certificate.extension(_EXTENDED_USAGE)
-    if usage is None or _EK_USAGE not in [
-        der.oid(c) for tag, c in der.elements(der.inside(usage, der.SEQUENCE)) if tag == der.OID
-    ]:
+    if usage is None or _EK_USAGE not in [purpose.oid() for purpose in _der(usage).children()]:
         raise _untrusted("is not for endorsement keys")
     return EkCertificate(certificate, maker[1].lower(), name["model"], name["version"])
 
@@ -71,20 +71,18 @@ def _names(certificate: Certificate) -> dict[str, str]:
     if extension is None:
         raise _untrusted("does not say which TPM it is for")
     found: dict[str, str] = {}
-    for tag, general in der.elements(der.inside(extension, der.SEQUENCE)):
-        if tag != _DIRECTORY_NAME:
+    for general in _der(extension).children():
+        if general.tag != _DIRECTORY_NAME:
             continue
-        for _, relative in der.elements(der.inside(general, der.SEQUENCE)):
-            for _, attribute in der.elements(relative):
-                parts = der.elements(attribute)
-                if len(parts) != 2 or parts[0][0] != der.OID:
-                    raise Malformed("tpm.ek-certificate", "An endorsement certificate's name is not of the known form.")
-                which = _ATTRIBUTES.get(der.oid(parts[0][1]))
-                if which is None:
-                    continue
-                if which in found:
-                    raise _untrusted("names two TPMs")
-                found[which] = der.text(*parts[1])
+        (name,) = general.children(_DIRECTORY_NAME, count=1)
+        for attribute in (attribute for relative in name.children() for attribute in relative.children(SET)):
+            kind, value = attribute.children(count=2)
+            which = _ATTRIBUTES.get(kind.oid())
+            if which is None:
+                continue
+            if which in found:
+                raise _untrusted("names two TPMs")
+            found[which] = value.text()
     if set(found) != set(_ATTRIBUTES.values()):
         raise _untrusted("does not say which TPM it is for")
     return found
@@ -125,11 +123,9 @@ def verify_ek(
 
 def _check_usage(certificate: Certificate, key: EndorsementKey) -> None:
     """§3.1.2: an RSA key encrypts keys, an ECC key agrees on them."""
-    raw = certificate.extension(_USAGE)
-    wanted = _KEY_ENCIPHERMENT if key.template.algorithm == ALG_RSA else _KEY_AGREEMENT
-    bits = b"" if raw is None else der.inside(raw, 0x03)
-    if len(bits) < 2 or not bits[1] & wanted:
-        raise Untrusted("tpm.ek-usage", "The endorsement certificate's key usage is not an endorsement key's.")
+    wanted = "key_encipherment" if key.template.algorithm == ALG_RSA else "key_agreement"
+    why = "The endorsement certificate's key usage is not an endorsement key's."
+    check_usage(certificate, wanted, "tpm.ek-usage", why, stated=True)
 
 
 def _ordered(leaf: Certificate, pool: Sequence[Certificate]) -> list[Certificate]:

@@ -8,6 +8,7 @@ and everything else raises Malformed. The owner's side needs no TPM software sta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ...crypto.signatures import ecdsa_public_der, rsa_public_der
@@ -87,6 +88,7 @@ class PublicArea:
         """Part 1 §16: nameAlg ‖ SHA-256(public area), 34 bytes."""
         return _encode_name(self.encode())
 
+    @lru_cache(maxsize=64)  # noqa: B019 - of values, and few: a node's keys come with each piece of evidence
     def der(self) -> bytes:
         """SubjectPublicKeyInfo; Malformed if the point is not on the curve or the RSA numbers are unusable."""
         if self.algorithm == ALG_ECC:
@@ -94,6 +96,7 @@ class PublicArea:
         return rsa_public_der(self.unique[0], 65537)
 
 
+@lru_cache(maxsize=64)  # of at most _MAX_STRUCTURE bytes
 def parse_public(data: bytes) -> PublicArea:
     """Parse a TPMT_PUBLIC strictly."""
     read = TpmReader(data, "key", _MAX_STRUCTURE)
