@@ -117,7 +117,7 @@ def test_a_vault_from_the_middle_and_a_crash_before_the_state_knew_better(
     vault, state = party.broker.lifecycle.vault, party.broker.core.ledger.state
     real, copies = vault.destroy_epoch, []
 
-    def dead(*_: object) -> None:
+    def dead(*_: object, **__: object) -> None:
         raise Killed
 
     def last_act(epoch: int) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cloister.audit import AuditLog, check_log
+from cloister.audit.journal import parse_journal
 from cloister.crypto import SigningKey
 
 ORIGIN = "hospital.example/audit"
@@ -32,7 +33,12 @@ def work(name):
         entry = b"%d/%d/%d" % (os.getpid(), name, number)
         if name == 0:
             indexes = log.append_many([entry] * 90)
+        elif name == 1:
+            indexes = [log.append(entry, aside=entry).index]
+            if len(log.asides) > 40:
+                log.forget_asides(log.size)
         else:
+            log.append_soon(entry + b"/before")
             indexes = [log.append(entry).index]
         # One write each: a line is either whole or not there.
         os.write(1, b"".join(b"%d %s\\n" % (index, entry) for index in indexes))
@@ -79,8 +85,15 @@ def kill_repeatedly(folder: Path, times: int) -> None:
         report = check_log(folder, ORIGIN, KEY.public, older=head)
         assert report.checkpoint.size > max(acknowledged)
         head = (folder / "checkpoint").read_text()
+        journal = parse_journal((folder / "journal").read_bytes())
+        assert all(acknowledged.get(index, aside) == aside for index, aside in journal.asides.items())
     with AuditLog.open(folder, origin=ORIGIN, signer=KEY) as log:
         assert all(log.entry(index) == entry for index, entry in acknowledged.items())
+        everything = {entry: index for index, entry in enumerate(log.entries(0, log.size))}
+        assert all(log.entry(index).split(b"/")[1] == b"1" for index in log.asides)
+    soon = [entry for entry in acknowledged.values() if entry.split(b"/")[1] in {b"2", b"3"}]
+    assert len(soon) > times
+    assert all(everything[entry + b"/before"] < everything[entry] for entry in soon), "lost, or behind what came later"
     check_log(folder, ORIGIN, KEY.public, older=head)
 
 

@@ -56,7 +56,8 @@ def test_failed_write_or_sync_refuses_and_loses_nothing(
         acknowledged: list[str] = []
         with pytest.raises(Unavailable, match="nothing may be released") as caught:
             _append_until_refused(log, acknowledged)
-        size, head = size + len(acknowledged), [head, *acknowledged][-1]
+        head = [head, *acknowledged][-1]
+        size = verify_checkpoint(head, ORIGIN, KEY.public).size
         assert caught.value.code == "audit.unwritable"
         assert caught.value.details == {"errno": errno.errorcode[error]}
     assert failing.calls >= nth
@@ -78,6 +79,9 @@ def test_failed_write_or_sync_refuses_and_loses_nothing(
 def _append_until_refused(log: AuditLog, heads: list[str]) -> None:
     for i in range(8):  # crosses the end of a bundle
         heads.append(log.append(b"in doubt %d" % i).checkpoint)
+    for i in range(2):  # and of one more, after which the journal is made anew
+        log.append_many([b"in doubt, %d" % i] * 250)
+        heads.append(log.head())
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,11 +195,15 @@ def test_resources_follow_tlog_tiles(tmp_path: Path) -> None:
         assert log.resource("tile/1/000.p/2") == tile_root(tuple(leaves[:256])) + tile_root(tuple(leaves[256:512]))
         assert log.resource("tile/entries/001") == encode_bundle(log.entries(256, 512))
         assert log.resource("tile/entries/002.p/3") == encode_bundle(log.entries(512, 515))
-        for path in ("tile/0/002.p/88", "tile/1/000.p/2", "tile/entries/000", "tile/entries/002.p/88"):
-            assert (tmp_path / "log" / path).read_bytes() == log.resource(path)
+        shown = {
+            path: log.resource(path)
+            for path in ("checkpoint", "tile/0/002.p/88", "tile/1/000.p/2", "tile/entries/000", "tile/entries/002.p/88")
+        }
         for path in ("tile/0/002", "tile/0/002.p/89", "tile/0/003", "tile/2/000", "tile/entries/002", "tile/9/000.p/1"):
             assert code_of(lambda path=path: log.resource(path)) in {"log.tile", "log.range"}
         assert code_of(lambda: log.resource("journal")) == "log.resource"
+    for path, data in shown.items():  # at rest the folder itself is a log of static files
+        assert (tmp_path / "log" / path).read_bytes() == data
 
 
 def test_limits_of_entries_and_batches(tmp_path: Path) -> None:
@@ -288,7 +292,7 @@ def test_leftovers_of_a_crash_are_swept(tmp_path: Path) -> None:
     folder = tmp_path / "log"
     with create(folder) as log:
         fill(log, 300)
-        older = (folder / "tile/0/001.p/44").read_bytes()
+        older = log.resource("tile/0/001.p/44")
         log.append(b"x")
     (folder / "tile/0/001.p/44").write_bytes(older)
     (folder / "tmp/99").write_bytes(b"half a file")

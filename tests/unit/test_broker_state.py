@@ -18,7 +18,7 @@ from cloister.broker import LIMITS, Settings, steady_clock
 from cloister.broker.config import parse_listen
 from cloister.broker.ledger import Ledger, reconcile
 from cloister.broker.refusals import Refusals
-from cloister.broker.sessions import Sessions
+from cloister.broker.sessions import Session, Sessions
 from cloister.broker.state import ENTRY, Change, State
 from cloister.crypto import SigningKey, random_bytes
 from cloister.errors import Denied, Misuse, Unavailable, Untrusted
@@ -232,7 +232,7 @@ class Asked:
 
 
 def knock(sessions: Sessions, contract: bytes = b"A", signing: bytes | None = None, *, now: int = NOW) -> str:
-    return sessions.open(Asked(contract, signing), "nonce", now=now)  # type: ignore[arg-type]
+    return sessions.open(Session(Asked(contract, signing), now, "nonce"), now=now)  # type: ignore[arg-type]
 
 
 def prove(sessions: Sessions, cookie: str, *, served: bool) -> str:
@@ -300,8 +300,6 @@ def test_sessions_end_by_themselves() -> None:
 
 
 def test_an_answer_is_made_once() -> None:
-    from cloister.broker.sessions import Session
-
     session = Session(asked=None, opened=NOW, nonce=None)  # type: ignore[arg-type]
     made: list[bytes] = []
 
@@ -316,8 +314,6 @@ def test_an_answer_is_made_once() -> None:
 
 
 def test_a_session_hides_in_repr() -> None:
-    from cloister.broker.sessions import Session
-
     session = Session(asked=None, opened=NOW, nonce="the nonce")  # type: ignore[arg-type]
     assert "nonce" not in repr(session)
 

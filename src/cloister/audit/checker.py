@@ -21,21 +21,23 @@ from .events import parse_event
 
 __all__ = ["LogReport", "check_log"]
 
-_MAGIC = b"cloister/journal/v1\n"
+_MAGICS = {1: b"cloister/journal/v1", 2: b"cloister/journal/v2"}
 _LIMIT = 256 * 65_537
+# A head of ours has few lines: so few bytes that looking for one stays cheap, whatever is there.
+_HEAD_FRAME = re.compile(rb"(?=\x02(\0\0[\0-\x0f].)(.{8})[^\0-\x20]{1,1024}+\n([0-9]{1,16})\n)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class LogReport:
     """What was checked. ``kinds`` counts entries by event kind ("other": not an event of ours)."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint  # the newest: of the file of this name, or of the journal
     kinds: Mapping[str, int]
     tiles: int
     bundles: int
     unacknowledged: int  # whole entries beyond the signed head: written, but a crash came before their head
     torn_bytes: int  # bytes after them, of a write that a crash cut short
-    missing_partials: int  # partial tiles of this head that the folder lacks; they follow from the rest
+    missing_partials: int  # partial tiles of the stored checkpoint that the folder lacks; they follow from the rest
 
 
 def check_log(folder: Path, origin: str, log_key: bytes, *, older: str | None = None) -> LogReport:
@@ -43,24 +45,46 @@ def check_log(folder: Path, origin: str, log_key: bytes, *, older: str | None = 
 
     Raises Untrusted (or Malformed, for a checkpoint that isn't one) at the first problem, with ``where``.
     """
-    checkpoint = verify_checkpoint(_read(folder, "checkpoint").decode(errors="replace"), origin, log_key)
+    stored = verify_checkpoint(_read(folder, "checkpoint").decode(errors="replace"), origin, log_key)
     kept = verify_checkpoint(older, origin, log_key) if older is not None else None
-    if kept and kept.size > checkpoint.size:
+    journal = _read_journal(folder, stored.size) if (folder / "journal").exists() else None
+    heads = [stored]
+    for size, note in journal.heads if journal else ():
+        head = verify_checkpoint(note.decode(errors="replace"), origin, log_key)
+        if head.size != size:
+            raise _problem("log.head", "The journal holds a signed head in another place than its own", f"entry {size}")
+        heads.append(head)
+    if kept and kept.size > max(head.size for head in heads):
         raise _problem("log.rollback", "The log is shorter than a head that it once signed", "checkpoint")
-    return _Check(folder, checkpoint, kept).run()
+    return _Check(folder, heads, kept, journal).run()
+
+
+@dataclass(frozen=True)
+class _Journal:
+    base: int
+    entries: list[bytes]
+    heads: list[tuple[int, bytes]]  # how many entries each covers, and the note
+    torn: int
 
 
 class _Check:
-    def __init__(self, folder: Path, checkpoint: Checkpoint, kept: Checkpoint | None) -> None:
+    def __init__(
+        self, folder: Path, heads: list[Checkpoint], kept: Checkpoint | None, journal: _Journal | None
+    ) -> None:
         self.folder = folder
-        self.checkpoint = checkpoint
+        self.stored = heads[0]
+        self.checkpoint = max(heads, key=lambda head: head.size)
+        self.signed: dict[int, set[bytes]] = {}
+        for head in heads:
+            self.signed.setdefault(head.size, set()).add(head.root)
         self.kept = kept
+        self.journal = journal
         self.kinds: Counter[str] = Counter()
         self.tree = RootHasher()
         self.levels: list[list[bytes]] = []  # per level, the hashes of the tile that is being filled
         self.bundle: list[bytes] = []
         self.seen: set[str] = set()
-        self.missing_partials = self.torn = 0
+        self.missing_partials = 0
 
     def run(self) -> LogReport:
         self.at_size(0)
@@ -80,24 +104,23 @@ class _Check:
             len(self.seen) - entry_files,
             entry_files,
             self.tree.size - self.checkpoint.size,
-            self.torn,
+            self.journal.torn if self.journal else 0,
             self.missing_partials,
         )
 
     def at_size(self, size: int) -> None:
-        """Recompute the heads at the two sizes that somebody signed: stronger than a consistency proof."""
+        """Recompute the heads at all sizes that somebody signed: stronger than a consistency proof."""
         if self.kept and size == self.kept.size and self.tree.root() != self.kept.root:
             raise _problem("log.inconsistent", "The log was rewritten after a head that somebody kept", "older head")
-        if size == self.checkpoint.size and self.tree.root() != self.checkpoint.root:
+        if size in self.signed and self.signed[size] != {self.tree.root()}:
             raise _problem("log.root", "The entries do not hash to the signed head", f"the first {size} entries")
 
     def entries(self) -> Iterator[bytes]:
         """Full bundles up to the journal's base, then the journal; without a journal (an export), bundles only."""
-        if (self.folder / "journal").exists():
-            base, pending = self.journal()
-            for number in range(base // 256):
+        if self.journal is not None:
+            for number in range(self.journal.base // 256):
                 yield from self.read_bundle(number, 256)
-            yield from pending
+            yield from self.journal.entries
             return
         whole, rest = divmod(self.checkpoint.size, 256)
         for number in range(whole):
@@ -111,29 +134,6 @@ class _Check:
         if len(entries) != width:
             raise _problem("log.bundle", "An entry bundle does not hold the entries that it should", path)
         return entries
-
-    def journal(self) -> tuple[int, list[bytes]]:
-        data = _read(self.folder, "journal", 8 * _LIMIT)
-        base = int.from_bytes(data[20:28], "big")
-        if data[:20] != _MAGIC or data[28:44] != _check_bytes(base, b"") or base % 256:
-            raise _problem("log.journal", "The journal's header is damaged", "journal")
-        if base > self.checkpoint.size:
-            raise _problem("log.rollback", "The checkpoint is older than the journal", "checkpoint")
-        entries: list[bytes] = []
-        at = 44
-        while at < len(data):
-            end = at + 2 + int.from_bytes(data[at : at + 2], "big")
-            entry = data[at + 2 : end]
-            if not entry or data[end : end + 16] != _check_bytes(base + len(entries), entry):
-                break
-            entries.append(entry)
-            at = end + 16
-        self.torn = len(data) - at
-        if self.torn and base + len(entries) < self.checkpoint.size:
-            raise _problem(
-                "log.journal", "A journal entry under the signed head is damaged", f"entry {base + len(entries)}"
-            )
-        return base, entries
 
     def add(self, entry: bytes) -> None:
         digest = leaf_hash(entry)
@@ -157,7 +157,7 @@ class _Check:
             digest, level = root_of(tile), level + 1
 
     def right_edge(self) -> None:
-        """The partial tiles of the newest state; the signed head's own must be there."""
+        """The partial tiles of the newest state."""
         size = self.tree.size
         self.compare("entries", size // 256, _join_bundle(self.bundle), [2 + len(entry) for entry in self.bundle])
         for level, tile in enumerate(self.levels):
@@ -166,7 +166,8 @@ class _Check:
     def compare(self, kind: str, number: int, expected: bytes, sizes: list[int]) -> None:
         """Whatever the folder has of this tile, full or partial, must begin as recomputed; what must be there, is."""
         level = 0 if kind == "entries" else int(kind)
-        signed = min((self.checkpoint.size >> 8 * level) - 256 * number, 256)  # hashes of it under the signed head
+        # Hashes of it under the stored checkpoint; what only the journal's heads cover may follow from the journal.
+        signed = min((self.stored.size >> 8 * level) - 256 * number, 256)
         have = False
         for path, width in self.files_of(kind, number):
             self.seen.add(path)
@@ -195,6 +196,53 @@ class _Check:
                 raise _problem("log.stray", "The folder holds a tile that the entries do not give", name)
 
 
+def _read_journal(folder: Path, stored: int) -> _Journal:
+    """``stored``: size of the stored checkpoint, which a journal reaches at least to."""
+    data = _read(folder, "journal", 8 * _LIMIT)
+    base = int.from_bytes(data[20:28], "big")
+    version = 1 if data.startswith(_MAGICS[1]) else 2
+    if data[:20] != _MAGICS[version] + b"\n" or data[28:44] != _check_bytes(version, 0, base, b"") or base % 256:
+        raise _problem("log.journal", "The journal's header is damaged", "journal")
+    if base > stored:
+        raise _problem("log.rollback", "The checkpoint is older than the journal", "checkpoint")
+    entries: list[bytes] = []
+    heads: list[tuple[int, bytes]] = []
+    at = 44
+    while at < len(data):
+        # Version 1: a length of two bytes and an entry. Version 2: a kind, a length of four, and what the kind says.
+        kind, body_at = (1, at + 2) if version == 1 else (data[at], at + 5)
+        length = int.from_bytes(data[body_at - (2 if version == 1 else 4) : body_at], "big")
+        body, end = data[body_at : body_at + length], body_at + length + 16
+        index = base + len(entries)
+        if length < {1: 1, 2: 8, 3: 8}.get(kind, 2**32) or data[end - 16 : end] != _check_bytes(
+            version, kind, index, body
+        ):
+            break
+        if kind == 1:
+            entries.append(body)
+        elif kind == 2:
+            heads.append((index, body[8:]))
+        at = end
+    reached = base + len(entries)
+    # One commit is one write that ends with its head, and nothing is written after one that was not synced. So behind
+    # what a crash cut short stands no head, or that of the commit which began where the last whole one ends.
+    torn = {heads[-1][0]} if heads else set()
+    if at < len(data) and (reached < stored or _later_commits(data[at:], version) - torn):
+        raise _problem("log.journal", "A journal entry under the signed head is damaged", f"entry {reached}")
+    return _Journal(base, entries, heads, len(data) - at)
+
+
+def _later_commits(torn: bytes, version: int) -> set[int]:
+    """First entries of the commits whose heads are whole in it: a note shows by itself how many entries precede it."""
+    found = set()
+    for match in _HEAD_FRAME.finditer(torn) if version == 2 else ():
+        start = match.start() + 5
+        end = start + int.from_bytes(match[1], "big")
+        if torn[end : end + 16] == _check_bytes(2, 2, int(match[3]), torn[start:end]):
+            found.add(int.from_bytes(match[2], "big"))
+    return found
+
+
 def _problem(code: str, what: str, where: str) -> Untrusted:
     return Untrusted(code, f"{what} ({where}); compare with another copy of the log.", where=where)
 
@@ -217,8 +265,9 @@ def _name(kind: str, number: int, width: int) -> str:
     return path if width == 256 else f"{path}.p/{width}"
 
 
-def _check_bytes(index: int, entry: bytes) -> bytes:
-    parts = (b"cloister/journal/v1", index.to_bytes(8, "big"), entry)
+def _check_bytes(version: int, kind: int, index: int, body: bytes) -> bytes:
+    place = (index.to_bytes(8, "big"), body)
+    parts = (_MAGICS[version], *place) if version == 1 else (_MAGICS[version], kind.to_bytes(8, "big"), *place)
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()[:16]
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from sqlalchemy import Connection
 
 from ..crypto import Signer
 from ..crypto.merkle import leaf_hash, verify_consistency
-from ..errors import CloisterError, Unavailable, Untrusted
+from ..errors import CloisterError, Internal, Unavailable, Untrusted
 from .checkpoint import Checkpoint, sign_checkpoint, verify_checkpoint
 from .growth import grow
 from .ports import Database, Head, OutcomeUnknown, StillSound
@@ -48,6 +49,9 @@ class Grown:
 class DatabaseStore:
     """``LogStore`` over a shared database. ``signer`` is every replica's: they are one party with one log key."""
 
+    defers = False
+    asides: Mapping[int, bytes] = MappingProxyType({})
+
     def __init__(self, database: Database, *, origin: str, signer: Signer, patience: float) -> None:
         """Checks the stored head against the key and the tree; reads a bounded amount. ``patience``: seconds in which
         a database that went away amid a commit is looked for.
@@ -68,10 +72,6 @@ class DatabaseStore:
     @property
     def origin(self) -> str:
         return self._origin
-
-    @property
-    def owing(self) -> bool:
-        return False  # without a signature nothing is committed
 
     # Reading.
 
@@ -135,7 +135,9 @@ class DatabaseStore:
 
     # Appending.
 
-    def commit(self, entries: tuple[bytes, ...]) -> int:
+    def commit(self, entries: tuple[bytes, ...], asides: Mapping[int, bytes]) -> int:
+        if asides:
+            raise Internal("audit.aside", "A log in a database keeps nothing aside; report this.")
         grown: Grown | None = None
         try:
             if not entries:
@@ -205,6 +207,9 @@ class DatabaseStore:
         """Full tiles, among them those that this append fills and that no other connection can see yet."""
         fresh = {(tile.level, tile.index): tile.hashes for tile in tiles}
         return _FullTile(fresh, self)
+
+    def forget_asides(self, end: int) -> None:
+        """There are none."""
 
     def close(self, *, sound: bool) -> None:  # noqa: ARG002 - a database needs no tidying, sound or not
         self.full_tile.cache_clear()

@@ -6,11 +6,11 @@ partial tile a level: the ``Edge``. Appending touches one hash a level, so it co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..crypto.merkle import leaf_hash
-from .tiles import HEIGHT, WIDTH, Edge, Tile, tile_root
+from .tiles import HEIGHT, WIDTH, Edge, Tile, TreeReader, tile_root
 
 __all__ = ["Growth", "extend", "grow"]
 
@@ -43,6 +43,11 @@ class Growth:
     tail: tuple[bytes, ...]
     tiles: list[Tile]
     bundles: dict[int, tuple[bytes, ...]]
+
+    def tree(self, stored: Callable[[int, int], tuple[bytes, ...]]) -> TreeReader:
+        """The tree as it will be, with the tiles that became full and that ``stored`` does not know yet."""
+        fresh = {(tile.level, tile.index): tile.hashes for tile in self.tiles}
+        return TreeReader(self.edge, lambda level, index: fresh.get((level, index)) or stored(level, index))
 
 
 def extend(edge: Edge, tail: Sequence[bytes], entries: Sequence[bytes]) -> Growth:

@@ -21,6 +21,8 @@ class Limits:
     tree: int = 2**53 - 1  # entries; the largest integer that canonical JSON holds
     batch_entries: int = 4096  # entries that one commit takes
     batch_bytes: int = 16 * 1024 * 1024
+    aside: int = 1024 * 1024  # what is kept in the journal beside one entry
+    asides: int = 8 * 1024 * 1024  # of them all, once they aren't needed any more: then the journal is made anew
     journal: int = 128 * 1024 * 1024
 
 

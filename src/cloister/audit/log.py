@@ -2,13 +2,14 @@
 
 Many threads may append at once. They share commits: the first one that finds no commit under way leads and takes
 everything that waits; the others sleep until their entries are settled. Where the log lies, and how a commit makes
-entries durable and signs the head over them, is the store's (``ports``): only then the waiting return.
+entries durable and signs the head over them, is the store's (``ports``): only then the waiting return. What nobody
+waits for (``append_soon``) stands in the same queue, so it is in the log before whatever was appended after it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +25,19 @@ from .tiles import WIDTH, encode_bundle, parse_resource
 
 __all__ = ["AuditLog"]
 
+_SOON = 0.05  # seconds until what nobody waits for is committed without another entry's help
+_AGAIN = 2.0  # seconds until that is tried again when the signer is away
+_PATIENT = 1024  # entries that may wait for nobody
+
 
 @dataclass(eq=False)
 class _Ticket:
-    """Entries that one caller waits for. ``first`` is set when they are committed, ``failed`` when they can't be;
-    ``reason`` then where the log itself is sound."""
+    """Entries that one caller waits for, unless they are ``patient``. ``first`` is set when they are committed,
+    ``failed`` when they can't be; ``reason`` then where the log itself is sound. ``aside``: kept beside the first."""
 
     entries: tuple[bytes, ...]
+    aside: bytes = b""
+    patient: bool = False
     first: int = -1
     failed: bool = False
     reason: CloisterError | None = None
@@ -42,10 +49,13 @@ class AuditLog:
 
     def __init__(self, store: LogStore) -> None:
         self._store = store
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._soon = threading.Condition(lock)  # what wakes the flusher; commits don't
         self._queue: list[_Ticket] = []
         self._busy = False
         self._refusal: str | None = None
+        self._flusher: threading.Thread | None = None
 
     @classmethod
     def create(cls, folder: Path, *, origin: str, signer: Signer) -> AuditLog:
@@ -63,21 +73,47 @@ class AuditLog:
 
     # Appending.
 
-    def append(self, entry: bytes) -> Receipt:
+    def append(self, entry: bytes, *, aside: bytes = b"") -> Receipt:
         """Blocks until the entry is durable and a stored, signed head covers it; the receipt proves that.
+
+        ``aside``: at most 1 MiB that become durable with the entry and are no part of the log; see ``asides``.
+        Only in a folder.
 
         Raises Misuse for an entry that is empty or over 65,535 bytes, and Unavailable("audit.unwritable") when it
         can't be written: then nothing more is accepted until the log is opened again, and whether this entry is in
         the log is only known then. Where the signer refuses or is away, its own error is raised: the log stays sound,
-        and whether this entry is in it is known after ``settle``. A log in a database stays sound as well, and raises
-        Unavailable("state.*").
+        and this entry is not in it. A log in a database stays sound as well, and raises Unavailable("state.*").
         """
-        return self.receipt(self.append_many([entry])[0])
+        return self.receipt(self._append(_Ticket((bytes(entry),), aside)))
 
     def append_many(self, entries: Sequence[bytes]) -> range:
         """The same for up to 4096 entries of 16 MiB in sum at once; returns their indexes, which are contiguous."""
-        ticket = _Ticket(tuple(bytes(entry) for entry in entries))
-        _check(ticket.entries)
+        first = self._append(_Ticket(tuple(bytes(entry) for entry in entries)))
+        return range(first, first + len(entries))
+
+    def append_soon(self, entry: bytes) -> None:
+        """Append without waiting: durable in about 50 ms, and never later than what is appended after it.
+
+        For entries that nothing is granted for unless another entry follows: a crash may lose them, together with
+        whatever came after them. While the signer is away they wait. Raises Misuse for what is no entry, and
+        Unavailable("audit.unwritable") once the log is broken, which a write that fails later makes it, too. Where
+        too many wait, or others append to the same log, this is ``append``.
+        """
+        ticket = _Ticket((bytes(entry),), patient=True)
+        _check(ticket)
+        with self._changed:
+            self._refuse_if_broken()
+            if self._store.defers and sum(each.patient for each in self._queue) < _PATIENT:
+                self._queue.append(ticket)
+                if self._flusher is None:
+                    self._flusher = threading.Thread(target=self._flush, name="audit log", daemon=True)
+                    self._flusher.start()
+                self._soon.notify()
+                return
+        self._append(_Ticket(ticket.entries))
+
+    def _append(self, ticket: _Ticket) -> int:
+        _check(ticket)
         with self._changed:
             self._refuse_if_broken()
             self._queue.append(ticket)
@@ -90,17 +126,37 @@ class AuditLog:
                 self._refuse_if_broken()
                 if ticket.reason is not None:
                     raise ticket.reason
-        return range(ticket.first, ticket.first + len(ticket.entries))
+        return ticket.first
 
     def settle(self) -> None:
-        """Sign what is durable and was not signed because the signer was away. Raises the signer's error if it still
-        is, and Unavailable("audit.unwritable")."""
+        """Wait for what was appended without waiting. Raises the signer's error while it is away, and
+        Unavailable("audit.unwritable")."""
         with self._changed:
             while self._busy:
                 self._changed.wait()
+            last = self._queue[-1] if self._queue else None
+            while last is not None and last.first < 0 and not last.failed:
+                if self._busy:
+                    self._changed.wait()
+                else:
+                    self._lead()
             self._refuse_if_broken()
-            if self._store.owing:
-                self._lead()
+
+    def _flush(self) -> None:
+        """The thread that commits what nobody waits for, unless somebody else does so first."""
+        pause = _SOON
+        with self._changed:
+            while self._refusal is None:
+                if not self._queue:
+                    self._soon.wait()
+                self._soon.wait_for(lambda: self._refusal is not None, pause)
+                pause = _SOON
+                if self._refusal is None and self._queue and not self._busy:
+                    try:
+                        self._lead()
+                    except CloisterError:
+                        # Not lost: either the entries are in the queue again, or the log takes nothing more.
+                        pause = _AGAIN
 
     @property
     def sound(self) -> bool:
@@ -111,10 +167,16 @@ class AuditLog:
         """Commit what waits. Called with the lock, gives it up while the store works, has it again at the end."""
         self._busy = True
         batch = self._take_batch()
+        entries: list[bytes] = []
+        asides: dict[int, bytes] = {}
+        for ticket in batch:
+            if ticket.aside:
+                asides[len(entries)] = ticket.aside
+            entries += ticket.entries
         self._changed.release()
         try:
             # Only one thread is ever in here (``_busy``).
-            first = self._store.commit(tuple(entry for ticket in batch for entry in ticket.entries))
+            first = self._store.commit(tuple(entries), asides)
         except StillSound as failed:
             self._changed.acquire()
             self._fail(batch, failed.reason)
@@ -135,10 +197,14 @@ class AuditLog:
             self._changed.notify_all()
 
     def _fail(self, batch: list[_Ticket], reason: CloisterError | None) -> None:
-        """Everybody who waits: nobody's entry may be written after its caller was told that it failed."""
-        for ticket in (*batch, *self._queue):
-            ticket.failed, ticket.reason = True, reason
-        self._queue.clear()
+        """Everybody who waits: nobody's entry may be written after its caller was told that it failed. What nobody
+        waits for stays where the log is sound, before whatever comes next."""
+        tickets, self._queue = [*batch, *self._queue], []
+        for ticket in tickets:
+            if ticket.patient and reason is not None:
+                self._queue.append(ticket)
+            else:
+                ticket.failed, ticket.reason = True, reason
 
     def _take_batch(self) -> list[_Ticket]:
         """From the front of the queue, within the limits of a batch; at least one ticket, if there is one."""
@@ -160,6 +226,20 @@ class AuditLog:
                 "audit.unwritable",
                 "The audit log could not be written, so it accepts nothing more; mend the disk and restart.",
             )
+
+    # What is kept beside entries.
+
+    @property
+    def asides(self) -> Mapping[int, bytes]:
+        """What was given with entries and not forgotten, by their indexes. Private; nothing of the tree covers it."""
+        return self._store.asides
+
+    def forget_asides(self, end: int) -> None:
+        """What is kept beside entries below ``end`` isn't needed any more."""
+        with self._changed:
+            while self._busy:
+                self._changed.wait()
+            self._store.forget_asides(end)
 
     # Reading.
 
@@ -227,13 +307,22 @@ class AuditLog:
         return found
 
     def close(self) -> None:
-        """Wait for a commit under way, then give the lock back. Closing twice is fine."""
+        """Commit what waits, then give the lock back. Closing twice is fine. Raises as ``settle``, after it closed."""
         with self._changed:
-            while self._busy or self._queue:
-                self._changed.wait()
-            broken, self._refusal = self._refusal, "audit.closed"
-            if broken != "audit.closed":
-                self._store.close(sound=not broken)
+            try:
+                while self._busy or self._queue:
+                    if self._busy:
+                        self._changed.wait()
+                    else:
+                        self._lead()
+            finally:
+                broken, self._refusal = self._refusal, "audit.closed"
+                self._queue.clear()
+                self._soon.notify_all()
+                if broken != "audit.closed":
+                    self._store.close(sound=not broken)
+        if self._flusher is not None:
+            self._flusher.join()
 
     def __enter__(self) -> AuditLog:
         return self
@@ -244,7 +333,10 @@ class AuditLog:
         self.close()
 
 
-def _check(entries: tuple[bytes, ...]) -> None:
+def _check(ticket: _Ticket) -> None:
+    entries = ticket.entries
+    if len(ticket.aside) > LIMITS.aside:
+        raise Misuse("log.aside", "What is kept beside an entry has at most 1 MiB.")
     if not 1 <= len(entries) <= LIMITS.batch_entries or sum(map(len, entries)) > LIMITS.batch_bytes:
         raise Misuse("log.batch", "Append between 1 and 4096 entries of at most 16 MiB in sum at once.")
     if not all(1 <= len(entry) <= LIMITS.entry for entry in entries):

@@ -5,7 +5,7 @@ Stores keep bytes; what is in a log, what its tree says and what a receipt prove
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -53,8 +53,9 @@ class LogStore(Protocol):
     def origin(self) -> str: ...
 
     @property
-    def owing(self) -> bool:
-        """Whether something is durable and under no head yet, because the signer was away; ``commit(())`` signs it."""
+    def defers(self) -> bool:
+        """Whether an entry may wait in memory for the next commit: only where nobody else appends, and where a commit
+        that failed with ``StillSound`` wrote nothing."""
         ...
 
     def head(self) -> Head:
@@ -65,8 +66,11 @@ class LogStore(Protocol):
         """The newest head that this process has seen; costs nothing. What lies under it never changes."""
         ...
 
-    def commit(self, entries: tuple[bytes, ...]) -> int:
+    def commit(self, entries: tuple[bytes, ...], asides: Mapping[int, bytes]) -> int:
         """Make ``entries`` (perhaps none) durable under a new signed, stored head; the index of the first.
+
+        ``asides``, by the place in ``entries``: kept beside an entry, durable with it, until ``forget_asides``. Where
+        changes and entries share a transaction, there are none.
 
         Raises ``StillSound`` where nothing may have to be mended. After any other exception the log takes nothing more.
         """
@@ -74,6 +78,15 @@ class LogStore(Protocol):
 
     def entries(self, head: Head, start: int, end: int) -> list[bytes]:
         """Stored entries [start, end) under ``head``, not verified yet. Untrusted where they are missing."""
+        ...
+
+    @property
+    def asides(self) -> Mapping[int, bytes]:
+        """What is kept beside entries, by their indexes. A commit makes a new mapping, and leaves this as it is."""
+        ...
+
+    def forget_asides(self, end: int) -> None:
+        """Nobody needs what is kept beside entries below ``end`` any more. Never during a commit."""
         ...
 
     def close(self, *, sound: bool) -> None:

@@ -1,39 +1,44 @@
-"""Opening a log: from the signed head, the journal and the right edge to the state in memory. Writes nothing.
+"""Opening a log: from the signed heads, the journal and the right edge to the state in memory. Writes nothing.
 
-Why no acknowledged entry can be lost, and none un-signed: an entry is acknowledged after (1) the journal that holds
-it, (2) the tiles it filled, and (3) the checkpoint that covers it are synced, in this order; a journal drops entries
-only after all three. So whatever a crash leaves, the journal reaches at least as far as the checkpoint. Whole frames
-beyond the checkpoint are kept, never dropped: perhaps a head over them was signed, and signing another tree of the
-same size later would be a fork. Only a torn frame beyond the checkpoint, which nothing signed covers, is dropped.
+Why no acknowledged entry can be lost, and none un-signed: an entry is acknowledged after (1) the journal that holds it
+and the head over it, and (2) the tiles it filled are synced, in this order; a journal drops entries only after both,
+and after a checkpoint over them is synced. So whatever a crash leaves, the journal reaches at least to the checkpoint.
+A head is signed before its entries are written, and shown to nobody before they are durable with it. Whole frames
+beyond the newest head are kept, never dropped: a head over them was signed, and signing another tree of the same size
+later would be a fork, even if nobody can have seen the first. Only the torn end of the last write is dropped, which no
+head that was shown covers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import Untrusted
+from ..errors import Malformed, Untrusted
 from .checkpoint import Checkpoint, verify_checkpoint
 from .growth import Growth, extend
+from .journal import JournalContents
 from .storage import LogFolder
-from .tiles import HEIGHT, WIDTH, Edge, TreeReader, tile_root
+from .tiles import HEIGHT, WIDTH, Edge, tile_root
 
 __all__ = ["Recovered", "recover"]
-
-_FullTile = Callable[[int, int], tuple[bytes, ...]]
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """``entries`` are the journal's, from ``base`` on; ``growth`` is what they make of the edge at ``base``."""
+    """``entries`` are the journal's, from ``base`` on; ``growth`` is what they make of the edge at ``base``.
+
+    ``asides``: what the journal keeps for entries, by their indexes.
+    """
 
     base: int
     entries: tuple[bytes, ...]
     growth: Growth
+    asides: Mapping[int, bytes]
 
 
 def recover(folder: LogFolder, origin: str, key: bytes) -> Recovered:
-    """Raises Untrusted: ``log.truncated``, ``log.rollback``, ``log.root``, or what a damaged file gives.
+    """Raises Untrusted: ``log.truncated``, ``log.rollback``, ``log.head``, ``log.root``, or what a damaged file gives.
 
     It reads the checkpoint, the journal, and per level one partial tile (or, where that is missing or wrong, the at
     most 255 full tiles below it): never all entries, however long the log is.
@@ -48,6 +53,12 @@ def recover(folder: LogFolder, origin: str, key: bytes) -> Recovered:
             signed=checkpoint.size,
             found=end,
         )
+    if journal.damaged:
+        raise Untrusted(
+            "log.journal",
+            "The log's journal is damaged between entries that were acknowledged; restore it from a copy.",
+            found=end,
+        )
     if journal.base > checkpoint.size:
         raise Untrusted(
             "log.rollback",
@@ -55,26 +66,36 @@ def recover(folder: LogFolder, origin: str, key: bytes) -> Recovered:
             signed=checkpoint.size,
             journal=journal.base,
         )
+    signed = [checkpoint, *_last_head(journal, origin, key)]
     for trust_partials in (True, False):
-        edge = _edge_at(folder, journal.base, trust_partials)
-        growth = extend(edge, (), journal.entries)
-        if _root_at(growth, folder.full_tile, checkpoint) == checkpoint.root:
-            return Recovered(journal.base, journal.entries, growth)
+        growth = extend(_edge_at(folder, journal.base, trust_partials), (), journal.entries)
+        tree = growth.tree(folder.full_tile)  # the journal may fill tiles that are not stored yet
+        if all(tree.root(head.size) == head.root for head in signed):
+            return Recovered(journal.base, journal.entries, growth, journal.asides)
     raise Untrusted(
         "log.root",
         "The log on disk does not hash to its signed head: it was changed; restore it from a copy.",
-        size=checkpoint.size,
+        size=signed[-1].size,
     )
 
 
-def _root_at(growth: Growth, stored: _FullTile, checkpoint: Checkpoint) -> bytes:
-    """The root at the checkpoint's size, counting tiles that the journal fills but that may not be stored yet."""
-    fresh = {(tile.level, tile.index): tile.hashes for tile in growth.tiles}
-
-    def full_tile(level: int, index: int) -> tuple[bytes, ...]:
-        return fresh.get((level, index)) or stored(level, index)
-
-    return TreeReader(growth.edge, full_tile).root(checkpoint.size)
+def _last_head(journal: JournalContents, origin: str, key: bytes) -> list[Checkpoint]:
+    """The newest head that the journal holds. The ones before it cover less, and whoever kept one can still tell."""
+    if journal.head is None:
+        return []
+    size, note = journal.head
+    try:
+        head = verify_checkpoint(note.decode(), origin, key)
+    except UnicodeDecodeError:
+        raise Malformed("note.text", "The head in the log's journal is not valid UTF-8.") from None
+    if head.size != size:
+        raise Untrusted(
+            "log.head",
+            "The log's journal holds a signed head in another place than its own; restore the log from a copy.",
+            signed=head.size,
+            found=size,
+        )
+    return [head]
 
 
 def _edge_at(folder: LogFolder, size: int, trust_partials: bool) -> Edge:

@@ -123,7 +123,7 @@ class LogFolder:
                 sync_folder(folder)
 
     def store_partials(self, edge: Edge, tail: tuple[bytes, ...]) -> None:
-        """The partial tiles and bundle of this size. Older ones stay until ``tidy``, for a reader on their way."""
+        """The partial tiles and bundle of this size. Older ones stay until ``tidy``."""
         wanted: dict[str, bytes] = {}
         if tail:
             wanted[resource_path(None, edge.size // WIDTH, len(tail))] = encode_bundle(tail)
@@ -168,11 +168,13 @@ class LogFolder:
             self._scratch.put(self.root / "checkpoint", text.encode(), durable=True)
             sync_folder(self.root)
 
-    def new_journal(self, base: int, entries: tuple[bytes, ...]) -> None:
+    def new_journal(self, base: int, entries: tuple[bytes, ...], note: str, asides: Mapping[int, bytes]) -> None:
         """Replace the journal in one step. The caller has made durable whatever the new one leaves out."""
         with writing():
-            fd = self._scratch.place(self.root / "journal", encode_journal(base, entries), durable=True)
-            old, self._journal = self._journal, Journal(fd, base, len(entries))
+            data = encode_journal(base, entries, note, asides)
+            fd = self._scratch.place(self.root / "journal", data, durable=True)
+            aside = sum(map(len, asides.values()))
+            old, self._journal = self._journal, Journal(fd, base, len(entries), aside)
             if old:
                 old.close()
             sync_folder(self.root)

@@ -51,13 +51,20 @@ class Edge:
     tails: tuple[tuple[bytes, ...], ...] = ()
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=512)
 def _pyramid(hashes: tuple[bytes, ...]) -> tuple[tuple[bytes, ...], ...]:
-    """All complete subtrees over a tile's hashes: row r holds those of height r. Cached, since tiles recur."""
+    """All complete subtrees over a tile's hashes: row r holds those of height r.
+
+    Cached, since tiles recur; and made in steps of 16 hashes, since a tile that grows recurs but for its end.
+    """
+    start = (len(hashes) - 1) // 16 * 16
+    before = _pyramid(hashes[:start]) if start > 0 else ()
     rows = [hashes]
     while len(rows[-1]) > 1:
         row = rows[-1]
-        rows.append(tuple(node_hash(row[i], row[i + 1]) for i in range(0, len(row) - 1, 2)))
+        known = before[len(rows)] if len(before) > len(rows) else ()
+        new = range(2 * len(known), len(row) - 1, 2)
+        rows.append((*known, *(node_hash(row[i], row[i + 1]) for i in new)))
     return tuple(rows)
 
 

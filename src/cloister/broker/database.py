@@ -45,8 +45,10 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10})
+        self._lazy = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10}, pool_size=1)
         self._writing = threading.Lock()
         event.listen(self._engine, "connect", _durable)
+        event.listen(self._lazy, "connect", _in_order)
 
     def read(self, query: Callable[[Connection], T]) -> T:
         with _sqlite_errors(), self._engine.connect() as connection:
@@ -57,7 +59,15 @@ class SqliteDatabase:
         with self._writing, _sqlite_errors(), self._engine.begin() as connection:
             yield connection
 
+    @contextmanager
+    def lazily(self) -> Iterator[Connection]:
+        """A transaction that a loss of power may undo, together with all lazy ones after it, until the next one that
+        is not lazy: all of them go to the one write-ahead log, and what syncs that syncs what it holds already."""
+        with self._writing, _sqlite_errors(), self._lazy.begin() as connection:
+            yield connection
+
     def close(self) -> None:
+        self._lazy.dispose()
         self._engine.dispose()
 
 
@@ -100,6 +110,8 @@ class PostgresDatabase:
     def transaction(self) -> Iterator[Connection]:
         with reachable(), self._begun() as connection, committed(connection):
             yield connection
+
+    lazily = transaction  # here all is one commit anyway
 
     def _begun(self) -> Connection:
         """As ``read``: where the beginning fails, nothing has been done."""
@@ -269,5 +281,15 @@ def _sqlite_errors() -> Iterator[None]:
 
 def _durable(connection: Any, _: Any) -> None:
     """FULL: a commit that returned survives a loss of power. The default of WAL mode would not promise that."""
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "trusted_schema=OFF"):
+    _set(connection, "FULL")
+
+
+def _in_order(connection: Any, _: Any) -> None:
+    """NORMAL: a commit survives the end of the process, and a loss of power at least leaves no gap: SQLite syncs the
+    write-ahead log before it copies from it, and takes of it what is whole from its beginning."""
+    _set(connection, "NORMAL")
+
+
+def _set(connection: Any, synchronous: str) -> None:
+    for setting in ("journal_mode=WAL", f"synchronous={synchronous}", "secure_delete=ON", "trusted_schema=OFF"):
         connection.execute(f"PRAGMA {setting}").close()

@@ -48,16 +48,15 @@ class Ledger:
         self._refusals = Refusals(limits)
 
     def turn(self) -> AbstractContextManager[None]:
-        """Decide and commit inside this. Raises Unavailable where log or state can't be had, and the error of the
-        device that signs the log's heads while that is away."""
+        """Decide and commit inside this. Raises Unavailable where log or state can't be had."""
         return self._sequence.turn()
 
     def commit(self, kind: str, *, target: str, details: Details, changes: Sequence[Change]) -> Receipt:
         """Log an event and make its changes, in that order. Call it within a turn.
 
         When this returns, the entry is durable under a signed head, and its inclusion proof verified with our own log
-        key. When it raises, no table changed. Raises Misuse for details that no entry can hold; then nothing was
-        announced.
+        key. When it raises, no table changed. Raises Misuse for details that no entry can hold, and the error of the
+        device that signs the log's heads while that is away; then nothing was logged.
         """
 
         def encode(revision: int) -> bytes:
@@ -70,6 +69,14 @@ class Ledger:
     def append(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> Receipt:
         """Log an event that changes no state."""
         return self.log.append(self._encoded(kind, target=target, details=details, outcome=outcome))
+
+    def append_soon(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> None:
+        """``append`` without waiting: durable in about 50 ms, and never later than what this ledger logs after it.
+
+        Only for what nothing is granted for unless a ``commit`` follows. A crash, or a log that can't be written, loses
+        it together with whatever came after it.
+        """
+        self.log.append_soon(self._encoded(kind, target=target, details=details, outcome=outcome))
 
     def _encoded(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> bytes:
         body = event(kind, actor=self._actor, target=target, outcome=outcome, details=details, now=self._clock())

@@ -7,6 +7,7 @@ and what was shredded with a KEK stays shredded in every old copy of the databas
 from __future__ import annotations
 
 import fcntl
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
@@ -46,12 +47,13 @@ class Record:
             return reconcile(self.state, self.log, log_key)
 
     def close(self) -> None:
-        if isinstance(self.sequence, SharedSequence):
-            self.sequence.close()
-        self.log.close()
-        self.state.close()
-        if self.lock is not None:
-            self.lock.close()
+        with ExitStack() as closing:  # each of them, whatever another one raises
+            if self.lock is not None:
+                closing.callback(self.lock.close)
+            closing.callback(self.state.close)
+            closing.callback(self.log.close)
+            if isinstance(self.sequence, OwnSequence | SharedSequence):
+                self.sequence.close()
 
 
 class Place(Protocol):

@@ -10,25 +10,28 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, bindparam, func, inspect, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, func, inspect, select, update
+from sqlalchemy.schema import CreateIndex
 
 from ..audit import Database
 from ..crypto.merkle import EMPTY_ROOT
 from ..errors import Misuse, Untrusted
 from .database import PostgresDatabase, SqliteDatabase
-from .tables import HINTS, LOGGED, METADATA
+from .lookups import Mark, count_rows, find_mark, find_rows
+from .tables import HINTS, INDEXES, LOGGED, METADATA
+from .writes import forget_intent, get_fact, insert_into, put_progress, put_row
 
 __all__ = ["ENTRY", "Change", "Intent", "Progress", "Row", "State"]
 
 T = TypeVar("T")
 Row: TypeAlias = dict[str, Any]
+_MOST_MADE = 1024  # revisions whose tables are remembered
 ENTRY = "$entry"  # in a change's values: replaced by the index of the log entry that records it
 
 
@@ -58,6 +61,8 @@ class Progress:
 
 
 class _Database(Database, Protocol):
+    def lazily(self) -> AbstractContextManager[Connection]: ...
+
     def close(self) -> None: ...
 
 
@@ -68,6 +73,7 @@ class State:
         """Private: ``open`` and ``shared`` have looked at what is there."""
         self._database = database
         self._local = threading.local()
+        self._made: dict[int, frozenset[str]] = {}  # tables by revision, of those that this process applied last
 
     @classmethod
     def open(cls, path: Path, *, create: bool) -> State:
@@ -116,8 +122,8 @@ class State:
         """Rows whose columns equal ``where``, ordered by key."""
         held: Connection | None = getattr(self._local, "connection", None)
         if held is not None:
-            return _rows(held, table, where)
-        return self._database.read(lambda c: _rows(c, table, where))
+            return find_rows(held, table, where)
+        return self._database.read(lambda c: find_rows(c, table, where))
 
     def glance(self, work: Callable[[], T]) -> T:
         """``work`` with one connection for all its reads in this thread: taking one costs more than a small read."""
@@ -149,6 +155,24 @@ class State:
         query = select(func.count()).select_from(t).where(t.c.epoch < epoch, t.c.epoch >= least)
         return self._database.read(lambda c: int(c.execute(query).scalar_one()))
 
+    def count(self, table: str, **where: Any) -> int:
+        """How many rows ``rows`` would return."""
+        return self.glance(lambda: count_rows(self._local.connection, table, where))
+
+    def mark(self) -> Mark:
+        """The newest applied revision and the log's root with it, as they stand in the database now. While they stay,
+        so do all logged tables: the root tells a revision from another one of the same number, as after a database was
+        taken over by a copy that lacked the newest."""
+        return self.glance(lambda: find_mark(self._local.connection))
+
+    def touched(self, since: int, until: int) -> frozenset[str] | None:
+        """The tables that changed after revision ``since`` up to ``until``. None where that can't be told: this process
+        did not make all of these changes itself, or they are too many."""
+        revisions = range(since + 1, until + 1)
+        if until < since or len(revisions) > _MOST_MADE or not all(r in self._made for r in revisions):
+            return None
+        return frozenset().union(*(self._made.get(r, frozenset(LOGGED)) for r in revisions))
+
     def progress(self) -> Progress:
         values = {row["name"]: row["value"] for row in self.rows("progress")}
         try:
@@ -159,12 +183,12 @@ class State:
     @staticmethod
     def vault_mark(connection: Connection) -> tuple[int, str] | None:
         """Revision and digest (hex) of the vault's file that replicas used last; None before the first."""
-        revision, _, digest = (_get(connection, "vault") or "").partition(":")
+        revision, _, digest = (get_fact(connection, "vault") or "").partition(":")
         return (int(revision), digest) if revision.isascii() and revision.isdigit() else None
 
     @staticmethod
     def put_vault_mark(connection: Connection, revision: int, digest: str) -> None:
-        _put(connection, "progress", {"name": "vault", "value": f"{revision}:{digest}"})
+        put_progress(connection, vault=f"{revision}:{digest}")
 
     def intents(self) -> list[Intent]:
         return [
@@ -179,30 +203,67 @@ class State:
         with self._database.transaction() as connection:
             revision = self.announce(connection)
             text = json.dumps([{"table": c.table, "row": c.row} for c in changes])
-            _put(connection, "intents", {"revision": revision, "changes": text})
+            put_row(connection, "intents", {"revision": revision, "changes": text})
         return Intent(revision, tuple(changes))
 
-    def apply(self, intent: Intent, entry: int, log_size: int, log_root: bytes) -> None:
-        """The log has the intent as entry ``entry``: make it so."""
-        with self._database.transaction() as connection:
+    def next_revision(self) -> int:
+        """What ``intend`` would announce. For who makes the announcement elsewhere, within the sequence's turn."""
+        return self.glance(lambda: self.announced(self._local.connection)) + 1
+
+    def apply(self, intent: Intent, entry: int, log_size: int, log_root: bytes, *, kept: bool = False) -> None:
+        """The log has the intent as entry ``entry``: make it so.
+
+        ``kept``: the log holds the changes as well, beside that entry, and this was never announced here. Then a loss
+        of power may undo it, in the order of changes, until ``sync``: ``reconcile`` makes it again.
+        """
+        with self._database.lazily() if kept else self._database.transaction() as connection:
             self.apply_within(connection, intent, entry, log_size, log_root)
-            _forget(connection, intent)
+            if kept:
+                put_progress(connection, announced=str(intent.revision))  # as ``next_revision`` gave it
+            else:
+                forget_intent(connection, intent.revision)
+        # Once it is so, and for a state of this process's own: replicas use the number of what failed again.
+        self._made[intent.revision] = frozenset(change.table for change in intent.changes)
+        self._made.pop(intent.revision - _MOST_MADE, None)
+
+    def finish(
+        self, logged: Iterable[tuple[Intent, int]], never: Iterable[Intent], log_size: int, log_root: bytes
+    ) -> None:
+        """``apply`` all of these, each with its entry, and ``abandon`` the others, in one durable step: a crash between
+        two of them would leave one undone that the size of the log says is done."""
+        with self._database.transaction() as connection:
+            for intent, entry in logged:
+                self.apply_within(connection, intent, entry, log_size, log_root)
+                forget_intent(connection, intent.revision)
+                if self.announced(connection) < intent.revision:
+                    put_progress(connection, announced=str(intent.revision))
+            for intent in never:
+                forget_intent(connection, intent.revision)
+
+    def sync(self) -> None:
+        """What was applied so far is durable when this returns.
+
+        By a change that syncs. It has to be one: SQLite neither writes nor syncs for a row that stays what it was.
+        """
+        with self._database.transaction() as connection:
+            count = int(get_fact(connection, "synced") or 0) + 1
+            put_progress(connection, synced=str(count))
 
     def abandon(self, intent: Intent) -> None:
         """The log does not have the intent: it never happened."""
         with self._database.transaction() as connection:
-            _forget(connection, intent)
+            forget_intent(connection, intent.revision)
 
     @staticmethod
     def announced(connection: Connection) -> int:
         """The highest revision number that was given out."""
-        return int(_get(connection, "announced") or 0)
+        return int(get_fact(connection, "announced") or 0)
 
     @staticmethod
     def announce(connection: Connection) -> int:
         """The next revision number. Whoever else wants one waits until this transaction ends."""
-        revision = int(_get(connection, "announced", lock=True) or 0) + 1
-        _put(connection, "progress", {"name": "announced", "value": str(revision)})
+        revision = int(get_fact(connection, "announced", lock=True) or 0) + 1
+        put_progress(connection, announced=str(revision))
         return revision
 
     @staticmethod
@@ -212,15 +273,15 @@ class State:
             if change.table not in LOGGED:
                 raise Misuse("state.table", "Only logged tables change through an intent.")
             row = {name: entry if value == ENTRY else value for name, value in change.row.items()}
-            _put(connection, change.table, row)
-        _set_progress(connection, Progress(intent.revision, log_size, log_root))
+            put_row(connection, change.table, row)
+        put_progress(connection, revision=str(intent.revision), log_size=str(log_size), log_root=log_root.hex())
 
     def put_hint(self, table: str, row: Row) -> None:
         """Change a table that isn't logged."""
         if table in LOGGED:
             raise Misuse("state.table", "Logged tables change only through an intent.")
         with self._database.transaction() as connection:
-            _put(connection, table, row)
+            put_row(connection, table, row)
 
     def swap_head(self, party: str, old: str | None, new: str) -> bool:
         """Remember ``new`` as the newest head of ``party``'s log if that still is ``old`` (None: nothing).
@@ -232,7 +293,7 @@ class State:
             if old is not None:
                 known = update(heads).where(heads.c.party == party, heads.c.note == old)
                 return connection.execute(known.values(note=new)).rowcount == 1
-            fresh = _insert(connection.dialect.name, "heads").values(party=party, note=new).on_conflict_do_nothing()
+            fresh = insert_into(connection.dialect.name, "heads").values(party=party, note=new).on_conflict_do_nothing()
             return connection.execute(fresh.returning(heads.c.party)).first() is not None
 
 
@@ -248,82 +309,7 @@ def has_tables(connection: Connection) -> bool:
 def _make_tables(connection: Connection, *, create: bool) -> None:
     # Only hints may be missing in an older home. A logged table that is gone is refused, never made anew.
     METADATA.create_all(connection, None if create else [METADATA.tables[name] for name in HINTS])
+    for index in INDEXES:
+        connection.execute(CreateIndex(index, if_not_exists=True))  # older homes lack them
     if create:
-        _set_progress(connection, Progress(0, 0, EMPTY_ROOT))
-        _put(connection, "progress", {"name": "announced", "value": "0"})
-
-
-_DIALECTS = {"postgresql": postgresql.psycopg.dialect, "sqlite": sqlite.dialect}
-
-
-# SQLAlchemy builds a statement in a tenth of a millisecond, and a release has sixty: the text of each is kept.
-
-
-@lru_cache(maxsize=512)
-def _select_text(
-    dialect: str, table: str, names: tuple[str, ...], absent: tuple[str, ...]
-) -> tuple[str, tuple[str, ...] | None]:
-    t = METADATA.tables[table]
-    rules = [*(t.c[name] == bindparam(name) for name in names), *(t.c[name].is_(None) for name in absent)]
-    return _text(dialect, select(t).where(*rules).order_by(*t.primary_key))
-
-
-@lru_cache(maxsize=512)
-def _put_text(dialect: str, table: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...] | None]:
-    keys = [column.name for column in METADATA.tables[table].primary_key]
-    statement = _insert(dialect, table).values({name: bindparam(name) for name in names})
-    rest = {name: statement.excluded[name] for name in names if name not in keys}
-    return _text(dialect, statement.on_conflict_do_update(index_elements=keys, set_=rest))
-
-
-def _text(dialect: str, statement: Any) -> tuple[str, tuple[str, ...] | None]:
-    """What the driver wants, and the order of its parameters where they have no names."""
-    compiled = statement.compile(dialect=_DIALECTS[dialect]())
-    return str(compiled), None if compiled.positiontup is None else tuple(compiled.positiontup)
-
-
-def _run(connection: Connection, text: tuple[str, tuple[str, ...] | None], values: Mapping[str, Any]) -> Any:
-    sql, order = text
-    return connection.exec_driver_sql(sql, dict(values) if order is None else tuple(values[name] for name in order))
-
-
-def _rows(connection: Connection, table: str, where: Mapping[str, Any]) -> list[Row]:
-    given = {name: value for name, value in where.items() if value is not None}
-    absent = tuple(name for name in where if name not in given)
-    found = _run(connection, _select_text(connection.dialect.name, table, tuple(given), absent), given)
-    names = tuple(found.keys())
-    return [dict(zip(names, row, strict=True)) for row in found]
-
-
-def _insert(dialect: str, table: str) -> sqlite.Insert | postgresql.Insert:
-    into = METADATA.tables[table]
-    return postgresql.insert(into) if dialect == "postgresql" else sqlite.insert(into)
-
-
-def _put(connection: Connection, table: str, row: Row) -> None:
-    _run(connection, _put_text(connection.dialect.name, table, tuple(row)), row)
-
-
-def _get(connection: Connection, name: str, *, lock: bool = False) -> str | None:
-    """``lock``: the row, in PostgreSQL; SQLite has one writer anyway."""
-    progress = METADATA.tables["progress"]
-    query = select(progress.c.value).where(progress.c.name == name)
-    return connection.execute(query.with_for_update() if lock else query).scalar_one_or_none()
-
-
-def _forget(connection: Connection, intent: Intent) -> None:
-    intents = METADATA.tables["intents"]
-    connection.execute(intents.delete().where(intents.c.revision == intent.revision))
-
-
-def _set_progress(connection: Connection, progress: Progress) -> None:
-    values = {
-        "revision": str(progress.revision),
-        "log_size": str(progress.log_size),
-        "log_root": progress.log_root.hex(),
-    }
-    statement = _insert(connection.dialect.name, "progress").values(
-        [{"name": n, "value": v} for n, v in values.items()]
-    )
-    new = {"value": statement.excluded["value"]}
-    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=new))
+        put_progress(connection, revision="0", log_size="0", log_root=EMPTY_ROOT.hex(), announced="0")

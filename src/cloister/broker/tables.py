@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, Text
 
-__all__ = ["HINTS", "LOGGED", "METADATA"]
+__all__ = ["HINTS", "INDEXES", "LOGGED", "METADATA"]
 
 METADATA = MetaData()
 
@@ -120,3 +120,10 @@ _LOGGED = [
 
 # Tables that change only together with a log entry.
 LOGGED = {table.name: table for table in _LOGGED}
+
+# What a release looks up by something else than the key: else it takes longer with every run there ever was.
+INDEXES = [
+    Index("contracts_by_name", LOGGED["contracts"].c.name),
+    Index("jobs_by_contract", LOGGED["jobs"].c.contract),
+    Index("instances_by_job", LOGGED["instances"].c.job),
+]
