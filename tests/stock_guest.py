@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from cloister.attestation import Evidence
+from cloister.attestation.guests import Guest
 from cloister.attestation.models import Device, guest_digest
 from cloister.broker.release import KeyReleases
-from cloister.broker.stock import Guest, StockGuests
+from cloister.broker.stock import StockGuests
 from cloister.contracts import Contract, Job
 from cloister.crypto import JweKey, canonical_json
 from cloister.errors import Untrusted
@@ -28,10 +28,10 @@ ATTESTER = "a7" * 32
 class Judge:
     tee = "snp"
 
-    def judge(self, evidence: Evidence, report: bytes, *, now: int) -> Guest:
-        if evidence.primary["report_data"] != report.hex() + "00" * 32:
+    def judge(self, primary: Any, report: bytes, *, now: int) -> Guest:
+        if primary["report_data"] != report.hex() + "00" * 32:
             raise Untrusted("snp.report", "The report was made for another challenge, workload key or event log.")
-        measurements = {"launch": evidence.primary["launch"], "host_data": evidence.primary["host_data"]}
+        measurements = {"launch": primary["launch"], "host_data": primary["host_data"]}
         device = Device("cpu0", "snp", measurements=measurements)
         return Guest("none", ATTESTER, guest_digest("snp", {"launch": measurements["launch"]}), device)
 

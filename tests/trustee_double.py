@@ -115,6 +115,10 @@ class Trustee:
         self._server.server_close()
         self._thread.join(60)
 
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
     def connect(self) -> socket.socket:
         return socket.create_connection(self._server.server_address[:2], timeout=60)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import socket
 from collections.abc import Iterator
@@ -40,13 +41,12 @@ class Sample:
         self.digests: list[bytes] = []
         self._additional = additional
 
-    def additional(self, digest: bytes) -> str:
+    def make(self, nonce: str, tee_pubkey: dict[str, str], algorithm: str) -> tuple[str, Any]:
+        runtime = {"additional-evidence": self._additional, "nonce": nonce, "tee-pubkey": tee_pubkey}
+        material = json.dumps(runtime, sort_keys=True, separators=(",", ":")).encode()
+        digest = hashlib.new(algorithm, material).digest()
         self.digests.append(digest)
-        return self._additional
-
-    def primary(self, digest: bytes) -> dict[str, Any]:
-        self.digests.append(digest)
-        return {"svn": "1", "report_data": base64.b64encode(digest).decode()}
+        return self._additional, {"svn": "1", "report_data": base64.b64encode(digest).decode()}
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def started(server: Trustee) -> Iterator[Trustee]:
 
 
 def session(trustee: Trustee, evidence: Any = None, **changes: Any) -> PublishedSession:
-    entry = TrusteeEntry(trustee.pin, "default", unbound=True)
+    entry = TrusteeEntry(trustee.pin, "default", unbound=True, address="kbs.example:8080")
     party = sorted(CONTRACT.parties)[0]
     return PublishedSession(Link(trustee), CONTRACT, party, replace(entry, **changes), evidence or Sample())  # type: ignore[arg-type]
 
@@ -75,7 +75,7 @@ def test_a_key_of_a_stock_key_broker(tmp_path: Path, selects: str | None, size: 
         with session(server, evidence) as opened:
             key = opened.key("key", "minilm")
         assert key.secret == b"k" * 32
-        assert [len(digest) for digest in evidence.digests] == [size, size]
+        assert [len(digest) for digest in evidence.digests] == [size]
         assert server.requests == ["/kbs/v0/auth", "/kbs/v0/attest", f"/kbs/v0/resource/{PATH}"]
         assert opened.token.count(".") == 2
 
@@ -175,7 +175,7 @@ def test_a_server_that_is_gone(trustee: Trustee) -> None:
             right.close()
             return left
 
-    entry = TrusteeEntry(trustee.pin, "default", unbound=True)
+    entry = TrusteeEntry(trustee.pin, "default", unbound=True, address="kbs.example:8080")
     party = sorted(CONTRACT.parties)[0]
     with pytest.raises(Unavailable), PublishedSession(Nowhere(), CONTRACT, party, entry, Sample()):  # type: ignore[arg-type]
         raise AssertionError

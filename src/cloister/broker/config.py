@@ -78,6 +78,8 @@ class Settings:
     fetch_collateral: bool = False
     # A file that pins verifiers whose results this broker takes. None: nobody's but its own.
     external_verifiers: Path | None = None
+    # Whether guests without our parameters are served, too, under contracts that allow it.
+    stock_guests: bool = False
 
     @property
     def vault(self) -> Path:

@@ -143,7 +143,7 @@ def _check_permits(contract: Contract, job: Job, output: bytes, permits: Sequenc
         if (permit.job, permit.output) != (job.digest, output):
             raise Untrusted("permit.output", f"The permit of {permit.owner} is for another output.")
         given[permit.owner] = permit.instance
-    missing = sorted(set(contract.owners()) - set(given))
+    missing = sorted(set(contract.brokers()) - set(given))
     if missing:
         raise Denied("permit.missing", f"There is no permit of {missing[0]} for this output.", party=missing[0])
     instances = set(given.values())

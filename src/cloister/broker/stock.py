@@ -11,11 +11,10 @@ serves no such guest unless its owner switched it on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from ..attestation import Claims, Evidence
-from ..attestation.models import Device, Level
+from ..attestation import Claims
+from ..attestation.guests import Guest, GuestJudge
 from ..contracts import Contract, Job, read_job
 from ..crypto import Envelope, canonical_json, frame, sha256
 from ..errors import CloisterError, Denied
@@ -30,27 +29,7 @@ __all__ = ["JOB_ENTRY", "Guest", "GuestJudge", "StockGuests"]
 JOB_ENTRY: Final = "cloister.job"
 """The entry of the init-data that holds the job: a DSSE envelope as text."""
 _FIRST: Final = (0, 3, 0)  # before it a message has no init-data
-
-
-@dataclass(frozen=True)
-class Guest:
-    """What evidence without a launch log proves. ``agent``: the digest of the guest's launch measurements, hex."""
-
-    level: Level
-    attester: str
-    agent: str
-    device: Device
-
-
-class GuestJudge(Protocol):
-    """What a platform brings for guests without a launch log of ours."""
-
-    tee: str
-
-    def judge(self, evidence: Evidence, report: bytes, *, now: int) -> Guest:
-        """Check that the evidence is authentic, and fresh and bound through ``report`` (32 bytes, then zeros to the
-        platform's size). Raises as ``attestation.Verifier.verify``."""
-        ...
+_NO_DEVICES: Final = ("", "{}")
 
 
 class StockGuests:
@@ -83,8 +62,11 @@ class StockGuests:
             )
         # What the init-data says, in our own words for it. Nothing vouches for it yet.
         contract, job = self._named(init)
+        if message.additional not in _NO_DEVICES:
+            # The report covers it, and nobody here would look at it: it could be the one that says "debug".
+            raise Denied("stock.devices", "This broker judges no devices beside a guest without our parameters.")
         # Authentic, fresh, bound to this nonce and this response key.
-        guest = self._judges[tee].judge(message.evidence(tee), message.report(nonce), now=now)
+        guest = self._judges[tee].judge(message.primary, message.report(nonce), now=now)
         # And started with exactly this init-data.
         check_init_data(init, guest.device)
         request = Request(
@@ -117,7 +99,7 @@ class StockGuests:
         """Such a guest brings no statements. So we ask the others ourselves; who is silent has not consented."""
         found = []
         for name, card in sorted(self._core.parties.pinned().items()):
-            if name not in contract.parties or name == self._core.parties.card.name:
+            if name not in contract.speaking() or name == self._core.parties.card.name:
                 continue
             try:
                 answer = self._core.peers.get(card, f"/cloister/v1/status/{contract.digest.hex()}")

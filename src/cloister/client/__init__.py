@@ -13,8 +13,8 @@ from .control import ControlClient, Signer
 from .describe import ASSURANCE
 from .jobs import Outcome
 from .known import KnownContract
-from .logs import LogCheck
-from .parties import Created
+from .logs import Exported, LogCheck, Wanted
+from .parties import Created, Moved
 from .progress import Progress, Step, silent
 from .pulling import Pulled
 from .sealing import SealedAsset, SealOptions
@@ -26,9 +26,11 @@ __all__ = [
     "Agreement",
     "ControlClient",
     "Created",
+    "Exported",
     "Home",
     "KnownContract",
     "LogCheck",
+    "Moved",
     "Outcome",
     "OwnerAgent",
     "Progress",
@@ -38,6 +40,7 @@ __all__ = [
     "Signer",
     "Step",
     "Verified",
+    "Wanted",
     "default_home",
     "operations",
     "silent",

@@ -136,6 +136,10 @@ class OwnerAgent:
         """Of an own asset, again. Raises Denied("asset.unknown")."""
         return _envelope(self._document("/v1/keys/manifest", {"digest": digest.hex()}, "manifest"))
 
+    def open_secret_trustee_keys(self, contract: bytes) -> list[Any]:
+        """What this party stores at its stock key broker under a contract. Logged first."""
+        return list(dict(self._post("/v1/keys/trustee", {"contract": contract.hex()}))["keys"])
+
     def shred_checkpoints(self, reason: str) -> dict[str, Any]:
         return dict(self._post("/v1/keys/checkpoints/shred", {"reason": reason}))
 

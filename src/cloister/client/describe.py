@@ -46,8 +46,10 @@ def describe(contract: Contract, *, here: Mapping[str, str] | None = None, full:
         *_permitted("attester", platform.attesters, None, "attester", full),
         *_devices(platform.devices, full),
         *_tenancy(platform.tenancy),
+        *_stock_guests(platform.stock_guests),
+        *_trustees(contract),
         ("regions", ", ".join(platform.regions) or "any"),
-        ("stops", f"within {contract.lease_seconds} seconds after any one party revokes"),
+        ("stops", _stops(contract)),
         ("in force", f"{_day(contract.not_before)} to {_day(contract.expires)}"),
     ]  # fmt: skip
     return rows
@@ -73,12 +75,45 @@ def _tenancy(tenancy: str | None) -> list[tuple[str, str]]:
     return [] if tenancy is None else [("tenancy", words[tenancy])]
 
 
+def _stock_guests(allowed: bool) -> list[tuple[str, str]]:
+    words = (
+        "allowed: a guest that is both an agent and a workload above gets the keys of the job that it was started for; "
+        "its lease can't be renewed, and nobody can take the keys back"
+    )
+    return [("stock guests", words)] if allowed else []
+
+
+def _trustees(contract: Contract) -> list[tuple[str, str]]:
+    """A warning for each: whoever signs accepts what is missing."""
+    rows = []
+    for party, entry in sorted(contract.trustees.items()):
+        kept = ", ".join(a.name for a in contract.assets if a.owner == party)
+        rows.append(
+            (
+                "UNBOUND",
+                f"{party} keeps the keys of {kept} in a stock key broker ({entry.address}, repository "
+                f"{entry.repository}, TLS key {entry.tls_pin.hex()}): nothing binds their release to a job, no log or "
+                f"lease of {party}'s shows or ends it, and outputs leave without a permit of {party}'s",
+            )
+        )
+    if rows:
+        rows.append(("checkpoints", "none: a run that is interrupted begins anew"))
+    return rows
+
+
 def _compared(digest: str, here: Mapping[str, str] | None, key: str) -> str:
     if here is None:
         return ""
     if key not in here:
         return ", nothing runs here to compare it with"
     return ", matches this installation" if here[key] == digest else ", does NOT match this installation"
+
+
+def _stops(contract: Contract) -> str:
+    within = f"within {contract.lease_seconds} seconds after any one party revokes"
+    if not contract.trustees:
+        return within
+    return f"{within}, once a broker of {' or '.join(contract.brokers())} has heard of it"
 
 
 def _memorization(contract: Contract) -> str:

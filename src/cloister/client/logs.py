@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from ..audit import Checkpoint, verify_checkpoint
+from ..audit import Checkpoint, parse_event, verify_checkpoint
 from ..contracts import log_origin
 from ..crypto.merkle import RootHasher
-from ..errors import Malformed, Unavailable, Untrusted
+from ..errors import Malformed, Misuse, Unavailable, Untrusted
 from .agent import OwnerAgent
 from .progress import Progress, Step, silent
 from .supervisor import Home
 
-__all__ = ["LogCheck", "show_log", "verify_log"]
+__all__ = ["Exported", "LogCheck", "Wanted", "export_events", "show_log", "verify_log"]
 
 _PAGE = 200
+_COPY = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,83 @@ class LogCheck:
         return {**vars(self), "verified": True}
 
 
-def verify_log(home: Home, party: str, *, progress: Progress = silent) -> LogCheck:
+@dataclass(frozen=True)
+class Wanted:
+    """Which entries: indexes from ``first`` to ``last``, times (POSIX seconds) from ``since`` to just before ``until``,
+    and one ``kind``. None leaves an end open. Raises Misuse for a range that has nothing in it whatever is logged."""
+
+    first: int = 0
+    last: int | None = None
+    since: int | None = None
+    until: int | None = None
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.last is not None and self.last < self.first):
+            raise Misuse("audit.range", "The last entry comes before the first; give them the other way round.")
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise Misuse("audit.range", "The time to end at is not after the time to begin at.")
+
+    def takes(self, index: int, leaf: bytes) -> bool:
+        """Raises Malformed for an entry that is no event."""
+        if index < self.first or (self.last is not None and index > self.last):
+            return False
+        facts = parse_event(leaf)
+        begun = self.since is None or facts.time >= self.since
+        ended = self.until is not None and facts.time >= self.until
+        return begun and not ended and self.kind in (None, facts.kind)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """``written`` entries of a log that ``check`` found whole."""
+
+    check: LogCheck
+    written: int
+
+    def document(self) -> dict[str, Any]:
+        return {**self.check.document(), "written": self.written}
+
+
+def export_events(home: Home, party: str, out: IO[bytes], wanted: Wanted, *, progress: Progress = silent) -> Exported:
+    """Write the wanted entries of a party's log to ``out``: OCSF events, each the very bytes that were logged, one a
+    line.
+
+    The whole log is checked as ``verify_log`` checks it, and nothing is written to ``out`` unless it is right; until
+    then what is wanted lies in a file without a name. Raises as ``verify_log``, Malformed for an entry that is no
+    event, and OSError where there is no room.
+    """
+    written, strange = 0, None
+    with tempfile.TemporaryFile() as kept:
+
+        def keep(index: int, leaf: bytes) -> None:
+            nonlocal written, strange
+            try:
+                taken = wanted.takes(index, leaf)
+            except Malformed as error:
+                strange = strange or error  # first of all, whether it is what was logged
+                return
+            if taken:
+                kept.write(leaf + b"\n")  # canonical JSON has no line break of its own
+                written += 1
+
+        check = verify_log(home, party, progress=progress, each=keep)
+        if strange is not None:
+            raise strange
+        kept.seek(0)
+        while part := kept.read(_COPY):
+            out.write(part)
+    return Exported(check, written)
+
+
+def verify_log(
+    home: Home, party: str, *, progress: Progress = silent, each: Callable[[int, bytes], None] | None = None
+) -> LogCheck:
     """Check every entry against the head that the party's key signed, and against the head kept from the last time.
 
     Raises Untrusted when an entry, the head or the history differs. The kept head lies beside the home's parties,
-    away from the broker's own folder, so that a log which was put back to an older state is noticed.
+    away from the broker's own folder, so that a log which was put back to an older state is noticed. ``each`` gets
+    index and bytes of every entry, before anything is known to be right.
     """
     agent = home.agent(party)
     origin, key = log_origin(party), agent.card.keys.receipt
@@ -51,17 +125,26 @@ def verify_log(home: Home, party: str, *, progress: Progress = silent) -> LogChe
     kept = verify_checkpoint(kept_at.read_text(), origin, key) if kept_at.is_file() else None
     if kept is not None and kept.size > head.size:
         raise Untrusted("audit.rollback", f"The log of {party} is shorter than when it was last checked here.")
-    kinds = _rebuild(agent, head, kept, progress)
+    kinds = _rebuild(agent, head, kept, progress, each)
     _keep(kept_at, note)
     return LogCheck(party, head.size, head.root.hex(), kept.size if kept else 0, dict(sorted(kinds.items())))
 
 
-def _rebuild(agent: OwnerAgent, head: Checkpoint, kept: Checkpoint | None, progress: Progress) -> Counter[str]:
+def _rebuild(
+    agent: OwnerAgent,
+    head: Checkpoint,
+    kept: Checkpoint | None,
+    progress: Progress,
+    each: Callable[[int, bytes], None] | None,
+) -> Counter[str]:
     tree, kinds = RootHasher(), Counter[str]()
     for entry in _entries(agent, 0, head.size):
         if kept is not None and tree.size == kept.size:
             _same(tree, kept, "audit.rewritten", "The log was rewritten since it was last checked here.")
-        tree.add(_leaf(entry))
+        leaf = _leaf(entry)
+        if each is not None:
+            each(tree.size, leaf)
+        tree.add(leaf)
         kinds[str(entry["kind"])] += 1
         progress(Step("check", tree.size, head.size, "entries"))
     if kept is not None and kept.size == head.size:

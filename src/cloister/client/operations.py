@@ -45,8 +45,8 @@ from .keys import (
     versions_to_shred,
     was_split,
 )
-from .logs import show_log, verify_log
-from .parties import create_party, list_parties, parse_card, publish, trust, unlock, vault_choice
+from .logs import export_events, show_log, verify_log
+from .parties import create_party, list_parties, migrate, parse_card, publish, trust, unlock, vault_choice
 from .policies import check_policy, explain_policy, set_policy, show_policy
 from .publishing import create_secret_key, key_fingerprint, make_release, read_secret_key, show_release, write_file
 from .pulling import pull
@@ -55,6 +55,7 @@ from .reencrypt import reencrypt
 from .reference_values import Guest, compute_reference_values, read_reference_values, sign_reference_values
 from .sealing import seal, upload_again
 from .startup import down, run_in_foreground, up
+from .trustees import trustee_keys
 from .verify import verify_bundle
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "down",
     "enrol_attester",
     "explain_policy",
+    "export_events",
     "find_contract",
     "find_job",
     "find_orphans",
@@ -90,6 +92,7 @@ __all__ = [
     "list_measurements",
     "list_parties",
     "make_release",
+    "migrate",
     "needs_passphrase",
     "new_contract",
     "parse_card",
@@ -126,6 +129,7 @@ __all__ = [
     "this_node",
     "trust",
     "trust_release_key",
+    "trustee_keys",
     "unhold",
     "unlock",
     "up",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..contracts import Card, read_card
@@ -12,7 +13,18 @@ from ..errors import Malformed, Misuse, Unavailable
 from ..keys import DriverConfig
 from .supervisor import Home
 
-__all__ = ["Created", "create_party", "list_parties", "parse_card", "publish", "trust", "unlock", "vault_choice"]
+__all__ = [
+    "Created",
+    "Moved",
+    "create_party",
+    "list_parties",
+    "migrate",
+    "parse_card",
+    "publish",
+    "trust",
+    "unlock",
+    "vault_choice",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,21 @@ class Created:
             "paired": list(self.paired),
             "port": self.port,
         }
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A party whose record lies in a database now. ``aside``: where the home's own was put, until somebody removes
+    it."""
+
+    party: Created
+    rows: int
+    entries: int
+    aside: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        moved = {"aside": list(self.aside), "entries": self.entries, "rows": self.rows}
+        return {**self.party.document(), **moved}
 
 
 def parse_card(text: str | bytes) -> Card:
@@ -57,16 +84,27 @@ def vault_choice(driver: str | None, options: Sequence[str]) -> DriverConfig | N
 
 
 def create_party(
-    home: Home, name: str, passphrase: str, *, part_of: str | None = None, vault: DriverConfig | None = None
+    home: Home,
+    name: str,
+    passphrase: str,
+    *,
+    part_of: str | None = None,
+    vault: DriverConfig | None = None,
+    database: Path | None = None,
 ) -> Created:
     """Start a new party's broker, publish its card, and pin it mutually with the parties of this home.
 
     ``vault`` names what keeps its KEKs (None: the vault's own file); ``passphrase`` then is that device's credential.
+    ``database``: a file (0600) with the URL of the empty PostgreSQL that keeps its state and log (None: its home does).
 
     That pinning compares nothing: whoever runs all these parties is one person, who started their brokers. Across
     machines people compare fingerprints (``trust``).
     """
-    port = home.start_party(name, passphrase, create=True, part_of=part_of, vault=vault)
+    port = home.start_party(name, passphrase, create=True, part_of=part_of, vault=vault, database=database)
+    return _joined(home, name, port)
+
+
+def _joined(home: Home, name: str, port: int) -> Created:
     card = publish(home, name)
     paired, locked = _pair(home, name)
     return Created(name, card.fingerprint, port, paired, locked)
@@ -97,15 +135,27 @@ def _pair(home: Home, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(paired), tuple(locked)
 
 
-def unlock(home: Home, name: str, passphrase: str, *, vault: DriverConfig | None = None) -> Created:
+def unlock(
+    home: Home, name: str, passphrase: str, *, vault: DriverConfig | None = None, database: Path | None = None
+) -> Created:
     """Start an existing party's broker, and do the pairing that was missed while it was locked.
 
-    ``vault`` only where its driver is another one since, as after a recovery.
+    ``vault`` only where its driver is another one since, as after a recovery; ``database`` only where the file with its
+    URL lies elsewhere since.
     """
-    port = home.start_party(name, passphrase, create=False, vault=vault)
-    card = publish(home, name)
-    paired, locked = _pair(home, name)
-    return Created(name, card.fingerprint, port, paired, locked)
+    return _joined(home, name, home.start_party(name, passphrase, create=False, vault=vault, database=database))
+
+
+def migrate(home: Home, name: str, passphrase: str, database: Path) -> Moved:
+    """Move a locked party's state and log from its home into the empty PostgreSQL of the URL in the file ``database``,
+    and unlock it there.
+
+    All is compared before it counts; after an error that came before that the home is as it was. Raises Misuse for a
+    party whose broker runs (``party.running``) and for a database with a broker in it (``state.taken``).
+    """
+    answer = home.migrate_party(name, passphrase, database)
+    party = _joined(home, name, int(answer["port"]))
+    return Moved(party, int(answer["rows"]), int(answer["entries"]), tuple(answer["aside"]))
 
 
 def trust(home: Home, party: str, card: Card, fingerprint: str | None) -> None:

@@ -16,7 +16,7 @@ __all__ = ["Draft", "read_draft"]
 
 _KEYS = (
     "name", "parties", "assets", "purpose", "recipes", "runs", "outputs", "gates", "unbounded_memorization",
-    "telemetry", "lease_seconds", "assurance", "regions", "expires", "platform",
+    "telemetry", "lease_seconds", "assurance", "regions", "expires", "platform", "trustees",
 )  # fmt: skip
 _OPTIONAL: dict[str, Any] = {
     "gates": [],
@@ -25,11 +25,13 @@ _OPTIONAL: dict[str, Any] = {
     "lease_seconds": "30",
     "regions": [],
     "platform": "this",
+    "trustees": {},
 }
 _RECIPES = ("tasks", "methods", "max_epochs")
 _OUTPUT = ("name", "form", "recipients")
 _GATE = ("metric", "better_than_base_by")
-_PLATFORM = ("measurements", "agents", "attesters", "pcrs", "witness_quorum", "tenancy", "devices")
+_PLATFORM = ("measurements", "agents", "attesters", "pcrs", "witness_quorum", "tenancy", "devices", "stock_guests")
+_TRUSTEE = ("address", "tls_pin", "repository", "unbound")
 _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 
 
@@ -85,6 +87,8 @@ def read_draft(text: str | bytes, *, now: int) -> Draft:
         "telemetry": list(_texts(found["telemetry"], "telemetry")),
         "unbounded_memorization": list(_texts(found["unbounded_memorization"], "unbounded_memorization")),
     }
+    if found["trustees"]:
+        fields["trustees"] = _trustees(found["trustees"])
     return Draft(
         name=_text(found["name"], "name"),
         parties=_texts(found["parties"], "parties"),
@@ -120,6 +124,12 @@ def _integer(value: Any, key: str) -> int:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value):
         raise _bad(key, "a whole number")
     return int(value)
+
+
+def _boolean(value: Any, key: str) -> bool:
+    if value not in ("true", "false"):
+        raise _bad(key, "true or false")
+    return bool(value == "true")
 
 
 def _list(value: Any, key: str) -> list[Any]:
@@ -172,6 +182,22 @@ def _platform(value: Any) -> dict[str, Any]:
         if not isinstance(value["devices"], dict):
             raise _bad("platform.devices", "a mapping of platforms to lists of device ids")
         out["devices"] = {k: list(_texts(v, "platform.devices")) for k, v in value["devices"].items()}
+    if value.get("stock_guests") is not None and _boolean(value["stock_guests"], "platform.stock_guests"):
+        out["stock_guests"] = True  # where it is false, a contract leaves it out
+    return out
+
+
+def _trustees(value: Any) -> dict[str, Any]:
+    """Parties whose keys come from a stock key broker. The contract's own reader checks what an entry has to say."""
+    if not isinstance(value, dict):
+        raise _bad("trustees", "a mapping of parties to address, tls_pin, repository and unbound")
+    out = {}
+    for party, entry in value.items():
+        if not isinstance(entry, dict):
+            raise _bad("trustees", "a mapping of parties to address, tls_pin, repository and unbound")
+        _known(entry, _TRUSTEE, "contract file's trustees entry")
+        texts = {key: _text(entry.get(key), f"trustees.{key}") for key in _TRUSTEE[:-1]}
+        out[party] = {**texts, "unbound": _boolean(entry.get("unbound"), "trustees.unbound")}
     return out
 
 

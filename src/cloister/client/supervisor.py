@@ -19,6 +19,7 @@ __all__ = ["Home", "check_owner", "default_home"]
 
 _LINE = 1 << 20
 _SECONDS = 180.0  # starting a party runs Argon2 and asks its peers
+_MIGRATION_SECONDS = 3900.0  # longer than the supervisor gives it
 
 
 def default_home(environment: Mapping[str, str] = os.environ) -> Path:
@@ -56,11 +57,11 @@ class Home:
     def socket(self) -> Path:
         return self.path / "supervisor.sock"
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], *, seconds: float = _SECONDS) -> dict[str, Any]:
         """One line to the supervisor, one line back. Raises its error, and Misuse for somebody else's home."""
         check_owner(self.path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_SECONDS)
+            connection.settimeout(seconds)
             try:
                 connection.connect(str(self.socket))
                 connection.sendall(canonical_json(request) + b"\n")
@@ -92,11 +93,20 @@ class Home:
         create: bool,
         part_of: str | None = None,
         vault: DriverConfig | None = None,
+        database: Path | None = None,
     ) -> int:
-        """Start a party's broker; returns its port. The passphrase crosses this socket once and is kept nowhere."""
+        """Start a party's broker; returns its port. The passphrase crosses this socket once and is kept nowhere; of
+        ``database``, the file with the URL of the PostgreSQL for its record, only the place does."""
         request = {"create": create, "name": name, "op": "start-party", "part_of": part_of, "passphrase": passphrase}
         request["vault"] = None if vault is None else {"name": vault.name, "options": dict(vault.options)}
+        request["database"] = None if database is None else str(database.absolute())
         return int(self.ask(request)["port"])
+
+    def migrate_party(self, name: str, passphrase: str, database: Path) -> dict[str, Any]:
+        """Move a locked party's record into a database, and start its broker there: ``aside``, ``entries``, ``rows``,
+        ``port``. It takes as long as the log is; nothing else is answered meanwhile."""
+        request = {"database": str(database.absolute()), "name": name, "op": "migrate-party", "passphrase": passphrase}
+        return self.ask(request, seconds=_MIGRATION_SECONDS)
 
     def parties(self) -> dict[str, dict[str, Any]]:
         return dict(self.status()["parties"])

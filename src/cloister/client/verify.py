@@ -44,7 +44,8 @@ _MAX_FILES = 10_000
 @dataclass(frozen=True)
 class Verified:
     """What holds. ``steps`` are sentences for people, in the order of the checks; ``permitted``: when the last owner's
-    log says that it let the output out, POSIX seconds."""
+    log says that it let the output out, POSIX seconds. ``unbound``: assets whose keys came from stock key brokers, as
+    the contract says: of those owners there is no log entry, no appraisal and no permit."""
 
     output: str
     contract: str
@@ -55,6 +56,7 @@ class Verified:
     recipients: tuple[str, ...]
     steps: tuple[str, ...]
     permitted: int = 0
+    unbound: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         return {**vars(self), "verified": True}
@@ -116,7 +118,8 @@ def verify_release(
     permitted = _check_permits(f.mapping("permits", lambda _, v: v, limit=64), contract, job, run, envelope.digest)
     f.raw("wraps")
     f.done()
-    owners = ", ".join(contract.owners())
+    owners = ", ".join(contract.brokers())
+    unbound = _unbound(contract, job)
     return (
         Verified(
             output=output.name,
@@ -135,11 +138,22 @@ def verify_release(
                 f"that workload signed {output.name}, form {output.form}, for {', '.join(output.recipients)}",
                 f"each owner ({owners}) permitted and logged this output",
                 f"all {len(contract.gates)} gates of the contract passed",
+                *(
+                    f"UNBOUND, as every party signed: the key of {name} came from a stock key broker of "
+                    f"{name.partition('/')[0]}, who logged, appraised and permitted nothing of this run"
+                    for name in unbound
+                ),
             ),
             permitted=permitted,
+            unbound=unbound,
         ),
         run,
     )
+
+
+def _unbound(contract: Contract, job: Job) -> tuple[str, ...]:
+    used = [contract.asset(digest) for digest in (job.data, job.base)]
+    return tuple(sorted({asset.name for asset in used if asset.owner in contract.trustees}))
 
 
 def _check_expected(contract: Contract, expected: str | None) -> None:
@@ -169,7 +183,7 @@ def _about(facts: Facts, kind: str, contract: Contract, job: Job) -> Mapping[str
 
 def _check_keys(keys: dict[str, Any], contract: Contract, job: Job) -> _Run:
     runs: set[_Run] = set()
-    if set(keys) != set(contract.owners()):
+    if set(keys) != set(contract.brokers()):
         raise Untrusted("verify.keys", "The bundle lacks the key releases of an owner.")
     for owner, entries in keys.items():
         found: set[str] = set()
@@ -202,7 +216,7 @@ def _check_keys(keys: dict[str, Any], contract: Contract, job: Job) -> _Run:
 
 def _check_tokens(tokens: dict[str, Any], contract: Contract, job: Job, run: _Run) -> None:
     said = {"level": run.level, "measurement": run.measurement}
-    if set(tokens) != set(contract.owners()):
+    if set(tokens) != set(contract.brokers()):
         raise Untrusted("verify.tokens", "The bundle lacks an owner's attestation result.")
     for owner, token in tokens.items():
         check_result(token, owner, contract, job=job.digest, instance=run.instance, said=said)
@@ -211,7 +225,7 @@ def _check_tokens(tokens: dict[str, Any], contract: Contract, job: Job, run: _Ru
 def _check_permits(permits: dict[str, Any], contract: Contract, job: Job, run: _Run, output: bytes) -> int:
     """When the last of them was logged."""
     times = []
-    if set(permits) != set(contract.owners()):
+    if set(permits) != set(contract.brokers()):
         raise Untrusted("verify.permits", "The bundle lacks an owner's permit.")
     for owner, entry in permits.items():
         f = Fields(entry, "permit entry")
@@ -234,10 +248,14 @@ def _check_files(folder: Path, run: _Run, verified: Verified) -> None:
         subjects = {s["name"]: s["digest"]["sha256"] for s in statement["subject"]}
         parameters = statement["predicate"]["buildDefinition"]["externalParameters"]
         about = (parameters["contract"], parameters["job"], parameters["output"])
-    except (KeyError, TypeError):
+        internal = statement["predicate"]["buildDefinition"].get("internalParameters", {})
+        said = sorted((str(key["binding"]), str(key["party"])) for key in internal.get("unbound", []))
+    except (KeyError, TypeError, AttributeError):
         raise Malformed("verify.provenance", "The provenance statement lacks a field.") from None
     if about != (verified.contract, verified.job, verified.output):
         raise Untrusted("verify.provenance", "The provenance is of another run.")
+    if said != sorted(("none", name.partition("/")[0]) for name in verified.unbound):
+        raise Untrusted("verify.unbound", "The workload got its keys elsewhere than from where the contract says.")
     present = {name for name in _walk(folder) if name not in (RELEASE_FILE, PROVENANCE_FILE)}
     for name in sorted(set(subjects) - present):
         raise Untrusted("verify.missing", f"The file {name} is missing from the bundle.", file=name)

@@ -2,7 +2,8 @@
 
 The tour: ``party`` (cards and pins), ``terms`` (what travels with an asset), ``contract`` (the document and
 its signatures), ``recipe`` (what a run may do), ``documents`` (jobs, status statements, revocations, permits),
-``decision`` (may this run have this asset?), ``outputs`` (may this output leave?), ``requests`` (signed HTTP requests).
+``decision`` (may this run have this asset?), ``trustees`` (owners whose keys come from a stock key broker), ``outputs``
+(may this output leave?), ``requests`` (signed HTTP requests).
 """
 
 from .contract import (
@@ -50,6 +51,7 @@ from .party import (
 )
 from .recipe import Recipe, parse_recipe
 from .terms import FORMS, SENSITIVITIES, Terms
+from .trustees import TRUSTEE_KEY_KIND, TrusteeEntry, read_trustee_key, trustee_key
 
 __all__ = [
     "CARD_TYPE",
@@ -62,6 +64,7 @@ __all__ = [
     "REVOCATION_TYPE",
     "SENSITIVITIES",
     "STATUS_TYPE",
+    "TRUSTEE_KEY_KIND",
     "Asset",
     "Card",
     "Contract",
@@ -76,6 +79,7 @@ __all__ = [
     "Recipe",
     "RecipeRule",
     "Terms",
+    "TrusteeEntry",
     "check_compromise",
     "check_contract",
     "check_job",
@@ -96,6 +100,8 @@ __all__ = [
     "read_job",
     "read_permit",
     "read_revocation",
+    "read_trustee_key",
     "replace_card",
     "revocation_envelope",
+    "trustee_key",
 ]

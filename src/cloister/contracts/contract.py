@@ -16,6 +16,7 @@ from ..errors import Denied, Malformed, Untrusted
 from ..fields import Fields, party_name
 from .party import Card, PartyKeys, log_origin
 from .terms import FORMS, Terms
+from .trustees import TrusteeEntry, check_trustees
 
 __all__ = [
     "CONTRACT_TYPE",
@@ -39,6 +40,7 @@ _PCRS = frozenset(str(index) for index in range(16))
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _DEVICE = re.compile(r"(?:[0-9a-f]{2}){1,128}")
 _MAX_KINDS, _MAX_DEVICES = 16, 1000
+_NAMELESS = 2  # signatures without a key id that are tried for a party; nothing of ours leaves it out
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Platform:
     """Where it may run: workload and agent measurements, attesters' ids, boot PCRs, least assurance, regions.
 
     Optional: ``tenancy``, whether others' work may run on the machine meanwhile (None: nothing is said); ``devices``,
-    by platform the ids in hex of the chips, endorsement keys or GPUs that may run it (empty: any).
+    by platform the ids in hex of the chips, endorsement keys or GPUs that may run it (empty: any); ``stock_guests``,
+    whether guests that speak KBS as published, without our launch log and lease, may have the keys.
     """
 
     measurements: tuple[str, ...]
@@ -100,6 +103,7 @@ class Platform:
     witness_quorum: int
     tenancy: str | None = None
     devices: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    stock_guests: bool = False
 
     @classmethod
     def read(cls, value: Any) -> Platform:
@@ -120,8 +124,11 @@ class Platform:
             # Absent in contracts of before; what is there is never null, so that nothing has two spellings.
             tenancy=f.text("tenancy", choices=TENANCIES) if "tenancy" in value else None,
             devices=f.mapping("devices", _devices, limit=_MAX_KINDS) if "devices" in value else {},
+            stock_guests=f.boolean("stock_guests") if "stock_guests" in value else False,
         )
         f.done()
+        if "stock_guests" in value and not platform.stock_guests:
+            raise Malformed("contract.stock-guests", "A contract that allows no stock guests leaves the word out.")
         if "devices" in value and not platform.devices:
             raise Malformed("contract.devices", "A contract that pins no device leaves 'devices' out.")
         if platform.witness_quorum == 0 and platform.assurance != "none":
@@ -199,6 +206,7 @@ class Contract:
     not_before: int
     expires: int
     envelope: Envelope
+    trustees: dict[str, TrusteeEntry] = field(default_factory=dict)
 
     @property
     def digest(self) -> bytes:
@@ -212,12 +220,21 @@ class Contract:
         raise Denied("contract.asset", "The contract does not name this asset.")
 
     def owners(self) -> tuple[str, ...]:
-        """Parties that own an asset, sorted: each runs a broker that must agree to every run and release."""
+        """Parties that own an asset, sorted."""
         return tuple(sorted({asset.owner for asset in self.assets}))
+
+    def brokers(self) -> tuple[str, ...]:
+        """Owners that run a broker of ours, sorted: each must agree to every run and release. See ``trustees``."""
+        return tuple(owner for owner in self.owners() if owner not in self.trustees)
+
+    def speaking(self) -> tuple[str, ...]:
+        """Parties whose fresh in-force statement every run needs, sorted: a stock key broker can't give one."""
+        return tuple(sorted(set(self.parties) - set(self.trustees)))
 
     def witnesses(self, owner: str) -> dict[str, bytes]:
         """Whose cosignatures count for ``owner``'s log: the other parties', by log name. Never the operator's."""
-        return {log_origin(name): keys.receipt for name, keys in self.parties.items() if name != owner}
+        others = (name for name in self.parties if name != owner and name not in self.trustees)
+        return {log_origin(name): self.parties[name].receipt for name in others}
 
 
 def read_contract(envelope: Envelope) -> Contract:
@@ -245,8 +262,12 @@ def read_contract(envelope: Envelope) -> Contract:
         not_before=f.integer("not_before"),
         expires=f.integer("expires"),
         envelope=envelope,
+        # Absent in contracts of before, and where every owner runs a broker of ours.
+        trustees=f.mapping("trustees", TrusteeEntry.read, limit=64) if "trustees" in document else {},
     )
     f.done()
+    if "trustees" in document and not contract.trustees:
+        raise Malformed("contract.trustee", "A contract without stock key brokers leaves 'trustees' out.")
     _check_whole(contract)
     return contract
 
@@ -287,6 +308,7 @@ def _check_whole(contract: Contract) -> None:
     allowed = Terms.intersect([a.terms for a in contract.assets]).forms if contract.assets else ()
     if any(o.form not in allowed for o in contract.outputs):
         raise Malformed("contract.form", "An output leaves in a form that an asset's terms do not permit.")
+    check_trustees(contract)
     # Weights can encode rows. Without a privacy bound, every data owner says knowingly that it accepts this.
     data_owners = {a.owner for a in contract.assets if a.use == "data"}
     if not data_owners <= set(contract.unbounded_memorization):
@@ -302,15 +324,22 @@ def check_signatures(contract: Contract, pinned: dict[str, Card]) -> None:
 
     ``contract.unpinned`` (Denied): a party's card is not pinned here. ``contract.keys`` (Untrusted): the document
     carries other keys than the pinned ones. ``contract.unsigned`` (Denied): a signature is missing.
+
+    A key id proves nothing (DSSE: a hint), but tells which signature to try for which key: the first that names it, and
+    a few that name none. Whatever else somebody put into the envelope costs nothing.
     """
+    envelope = contract.envelope
+    named = {one[0]: one for one in reversed(envelope.signatures) if one[0]}
+    nameless = [one for one in envelope.signatures if not one[0]][:_NAMELESS]
     for name, keys in contract.parties.items():
         card = pinned.get(name)
         if card is None:
             raise Denied("contract.unpinned", f"The card of {name} is not pinned here; compare and pin it first.")
         if card.keys != keys:
             raise Untrusted("contract.keys", f"The contract carries other keys of {name} than the pinned ones.")
+        tried = [named[own]] if (own := keys.signing.hex()) in named else []
         try:
-            contract.envelope.verify(CONTRACT_TYPE, [card.keys.signing])
+            Envelope(envelope.payload_type, envelope.payload, (*tried, *nameless)).verify(CONTRACT_TYPE, [keys.signing])
         except Untrusted:
             raise Denied("contract.unsigned", f"The contract lacks a valid signature of {name}.", party=name) from None
 

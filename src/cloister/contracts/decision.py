@@ -8,13 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..errors import Denied
 from .contract import Contract, check_signatures
 from .documents import Job
 from .party import Card
+from .trustees import check_trustee_job
 
 __all__ = ["ContractState", "check_contract", "check_job", "check_statements"]
+
+
+class Runs(Protocol):
+    """The runs of a contract that were admitted, by digest. A ``frozenset`` will do."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __contains__(self, job: object, /) -> bool:
+        """Whether this one is among them. It may know only those in question."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class ContractState:
     compromised: frozenset[str]
     revoked_by: str | None
     newest_serial: int
-    jobs: frozenset[bytes]
+    jobs: Runs
 
 
 def check_contract(contract: Contract, state: ContractState, *, now: int) -> None:
@@ -51,8 +65,9 @@ def check_contract(contract: Contract, state: ContractState, *, now: int) -> Non
 
 
 def check_statements(contract: Contract, fresh: Collection[str]) -> None:
-    """``fresh``: parties whose in-force statement was checked. Every party of the contract must be among them."""
-    missing = sorted(set(contract.parties) - set(fresh))
+    """``fresh``: parties whose in-force statement was checked. Every party of the contract must be among them, but for
+    those of which the contract says that a stock key broker stands in for theirs."""
+    missing = sorted(set(contract.speaking()) - set(fresh))
     if missing:
         raise Denied("status.missing", f"No fresh in-force statement of {missing[0]} was presented.", party=missing[0])
 
@@ -71,6 +86,7 @@ def check_job(contract: Contract, job: Job, state: ContractState) -> None:
         )
     if recipe.epochs > rule.max_epochs:
         raise Denied("recipe.epochs", f"The contract permits at most {rule.max_epochs} epochs.")
+    check_trustee_job(contract, job)
     if job.output not in {o.name for o in contract.outputs}:
         raise Denied("job.output", "The contract does not name this output.")
     output = next(o for o in contract.outputs if o.name == job.output)

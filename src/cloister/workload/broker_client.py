@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import ssl
-from typing import Any
+from typing import Any, Literal
 
 from ..contracts import Contract
 from ..crypto import canonical_json, parse_json
@@ -58,7 +58,7 @@ class BrokerClient:
     def _connection(self) -> http.client.HTTPConnection:
         if self._http is None:
             connection = http.client.HTTPConnection("broker", timeout=_TIMEOUT)
-            connection.sock = connect_pinned(self._link.tunnel(self.party), self.pin, self._tls)
+            connection.sock = _Joined(connect_pinned(self._link.tunnel(self.party), self.pin, self._tls))
             self._http = connection
         return self._http
 
@@ -84,6 +84,26 @@ class BrokerClient:
         if response.status != 200:
             raise _error(data)
         return data
+
+
+class _Joined:
+    """A socket that sends what was written when an answer is asked for: a request's head and body in one piece, which
+    the other side then reads in one. As much of a socket as ``http.client`` needs of one that is connected."""
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self._tls = tls
+        self._written = bytearray()
+
+    def sendall(self, data: bytes) -> None:
+        self._written += data
+
+    def makefile(self, mode: Literal["rb"]) -> Any:
+        written, self._written = self._written, bytearray()
+        self._tls.sendall(written)
+        return self._tls.makefile(mode)
+
+    def close(self) -> None:
+        self._tls.close()
 
 
 def _error(data: bytes) -> Exception:

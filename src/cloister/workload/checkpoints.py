@@ -18,7 +18,7 @@ from ..errors import Internal, Untrusted
 from ..sealed import Sealed, SealedObject, SealIdentity, open_sealed, seal_object
 from .key_session import RunContext
 
-__all__ = ["CHECKPOINT_TAG", "RecordCheckpoint", "SealedCheckpoints", "checkpoint_secret"]
+__all__ = ["CHECKPOINT_TAG", "NoCheckpoints", "RecordCheckpoint", "SealedCheckpoints", "checkpoint_secret"]
 
 CHECKPOINT_TAG = "checkpoint"
 RECORD_TYPE = "application/vnd.cloister.checkpoint+json"
@@ -36,6 +36,18 @@ def checkpoint_secret(run: RunContext, shares: Mapping[str, bytes]) -> bytes:
     """PROTOCOL §3: n of n. Leaving out or changing any owner's share gives an unrelated key."""
     together = frame(*(shares[owner] for owner in sorted(shares)))
     return hkdf(together, info=frame("cloister/derived/v1", run.contract.digest, run.job.digest, CHECKPOINT_TAG))
+
+
+class NoCheckpoints:
+    """The sink of a run some of whose keys come from a stock key broker: that has no share of a checkpoint's key, and
+    without it a single owner could open one. Brokers admit only recipes that want none."""
+
+    def save(self, step: int, files: Iterable[tuple[str, BinaryIO]]) -> None:
+        del files
+        raise Internal("checkpoint.none", "A run with keys of a stock key broker writes no checkpoints.", step=step)
+
+    def latest(self) -> None:
+        return None
 
 
 class SealedCheckpoints:

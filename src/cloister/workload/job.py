@@ -16,7 +16,7 @@ from ..fields import Fields
 from ..sealed import SealedObject, open_sealed
 from .acquire import Acquired, acquire_keys, record_checkpoint
 from .broker_client import BrokerClient
-from .checkpoints import CHECKPOINT_TAG, SealedCheckpoints
+from .checkpoints import CHECKPOINT_TAG, NoCheckpoints, SealedCheckpoints
 from .identity import WorkloadIdentity
 from .key_session import RunContext
 from .leases import LeaseKeeper
@@ -137,7 +137,9 @@ def _assets(order: _Order, got: Acquired) -> Iterator[dict[bytes, SealedObject]]
         yield opened
 
 
-def _checkpoints(place: Place, run: RunContext, got: Acquired, lease: LeaseKeeper) -> SealedCheckpoints:
+def _checkpoints(place: Place, run: RunContext, got: Acquired, lease: LeaseKeeper) -> SealedCheckpoints | NoCheckpoints:
+    if run.contract.trustees:
+        return NoCheckpoints()
     return SealedCheckpoints(
         run,
         got.keys.use(CHECKPOINT_TAG),
@@ -169,13 +171,16 @@ def _release(place: Place, run: RunContext, got: Acquired, outcome: Outcome, lea
         usage=outcome.usage,
         measurement=measurement,
         assurance=_fact(got, "level"),
+        unbound=[key.statement() for key in got.unbound],
     )
     files = {
         **outcome.files,
         "README.md": model_card(run.contract, run.job, facts).encode(),
         "evaluation.json": canonical_json(dict(outcome.evaluation)),
     }
-    statement = provenance_statement(files, run.contract, run.job, run.instance, measurement, run.identity.signing)
+    statement = provenance_statement(
+        files, run.contract, run.job, run.instance, measurement, run.identity.signing, unbound=facts.unbound
+    )
     release.release({**files, "provenance.dsse.json": statement.to_bytes()}, gates, got.released, got.tokens)
 
 

@@ -34,6 +34,13 @@ class NodeLink:
         sock.close()
         return answer
 
+    def stock_evidence(self, nonce: str, tee_pubkey: dict[str, str], algorithm: str) -> dict[str, Any]:
+        """Evidence about this node's whole guest, for a stock attestation service; fields as those of ``evidence``."""
+        request = {"op": "stock-evidence", "nonce": nonce, "tee-pubkey": tee_pubkey, "hash": algorithm}
+        sock, answer = self._ask(request)
+        sock.close()
+        return answer
+
     def telemetry(self, event: dict[str, Any]) -> None:
         """Hand an already filtered event to the operator. A node that refuses or doesn't listen can't stop the job."""
         with contextlib.suppress(CloisterError):

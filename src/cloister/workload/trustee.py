@@ -2,7 +2,9 @@
 
 Such a server's nonce names no contract, no job and no lease. So nothing shows that the key was meant for this run, no
 log entry proves its release, and no lease ends it. That is never the default: the contract must say that the party's
-key comes from there and that this is accepted, and the result of the run says so too (``binding``: none).
+key comes from there and that this is accepted, and the result of the run says so too (``binding``: none). What the
+party stores there names contract and asset, and is refused in a run of any other (``contracts.trustees``): else whoever
+runs a node could make up a contract, and have this very workload fetch the key for it.
 
 Sources: Trustee, kbs/docs/kbs_attestation_protocol.md (messages, paths, errors); its guests' client for the hash
 over the runtime data: the one that the server selects in ``extra-params``, and SHA-384 where it selects none.
@@ -10,19 +12,26 @@ over the runtime data: the one that the server selects in ``extra-params``, and 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from ..contracts import Contract
-from ..crypto import JweKey, canonical_json
+from ..contracts import TRUSTEE_KEY_KIND, Contract, TrusteeEntry, read_trustee_key
+from ..crypto import JweKey
 from ..errors import Denied, Malformed
 from ..fields import Fields
 from .broker_client import BrokerClient
 from .node_link import NodeLink
 
-__all__ = ["BINDING_CTX", "BINDING_NONE", "PublishedSession", "StockEvidence", "TrusteeEntry", "UnboundKey"]
+__all__ = [
+    "BINDING_CTX",
+    "BINDING_NONE",
+    "NodeEvidence",
+    "PublishedSession",
+    "StockEvidence",
+    "TrusteeEntry",
+    "UnboundKey",
+]
 
 VERSION: Final = "0.4.0"
 BINDING_CTX: Final = "ctx"
@@ -30,6 +39,8 @@ BINDING_CTX: Final = "ctx"
 BINDING_NONE: Final = "none"
 """The nonce was the server's own: nothing ties this release to this run."""
 
+_TEES = {"insecure": "sample", "snp": "snp", "tdx": "tdx"}
+"""Our names of platforms, and KBS's, where the node can make evidence that a stock attestation service reads."""
 _HASHES = ("sha256", "sha384", "sha512")
 _DEFAULT_HASH = "sha384"
 _MAX_TOKEN = 512 * 1024
@@ -42,25 +53,26 @@ class StockEvidence(Protocol):
 
     tee: str
 
-    def additional(self, digest: bytes) -> str:
-        """Of the devices, over ``digest``: a JSON object by platform as text; empty where there is none."""
-        ...
-
-    def primary(self, digest: bytes) -> dict[str, Any]:
-        """Of the guest itself, with ``digest`` as its report data."""
+    def make(self, nonce: str, tee_pubkey: dict[str, str], algorithm: str) -> tuple[str, Any]:
+        """(additional, primary) evidence, whose report data is the hash over the runtime data: nonce, key and the
+        additional evidence, which is a JSON object by platform as text, and empty where there is none."""
         ...
 
 
-@dataclass(frozen=True)
-class TrusteeEntry:
-    """What a contract says of a party's key broker that is not ours. ``tls_pin``: SHA-256 of its SubjectPublicKeyInfo.
+class NodeEvidence:
+    """The node's. Raises Denied("trustee.platform") where it can make none."""
 
-    ``unbound``: whether the parties accept keys that nothing binds to this contract and job. ``repository``: KBS's.
-    """
+    def __init__(self, link: NodeLink, tee: str) -> None:
+        if tee not in _TEES:
+            raise Denied(
+                "trustee.platform", "A stock key broker takes evidence of SEV-SNP or TDX; run on a node of that kind."
+            )
+        self.tee = _TEES[tee]
+        self._link = link
 
-    tls_pin: bytes
-    repository: str
-    unbound: bool
+    def make(self, nonce: str, tee_pubkey: dict[str, str], algorithm: str) -> tuple[str, Any]:
+        f = Fields(self._link.stock_evidence(nonce, tee_pubkey, algorithm), "node's evidence")
+        return f.text("additional_evidence", limit=_MAX_TOKEN), f.raw("primary_evidence")
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,6 +105,7 @@ class PublishedSession:
                 party=party,
             )
         self._party, self._entry, self._evidence = party, entry, evidence
+        self._contract = contract
         self._client = BrokerClient(link, contract, party, pin=entry.tls_pin)
         self._jwe = JweKey()
         self.token = ""
@@ -118,14 +131,20 @@ class PublishedSession:
         nonce = challenge.text("nonce", limit=4096)
         algorithm = _selected(challenge.raw("extra-params", optional=True))
         key = self._jwe.public_jwk
-        additional = self._evidence.additional(_digest(algorithm, {"nonce": nonce, "tee-pubkey": key}))
-        report = _digest(algorithm, {"additional-evidence": additional, "nonce": nonce, "tee-pubkey": key})
+        additional, primary = self._evidence.make(nonce, key, algorithm)
         attestation = {
             "runtime-data": {"nonce": nonce, "tee-pubkey": key},
-            "tee-evidence": {"additional_evidence": additional, "primary_evidence": self._evidence.primary(report)},
+            "tee-evidence": {"additional_evidence": additional, "primary_evidence": primary},
         }
         answer = Fields(self._client.post("/kbs/v0/attest", attestation), "attestation answer")
         self.token = answer.text("token", limit=_MAX_TOKEN)
+
+    def asset_key(self, digest: bytes) -> UnboundKey:
+        """The key (32 bytes) of an asset, as its owner stored it for this very contract. Raises as ``key`` does, and
+        Untrusted("trustee.other") for what was stored for another contract or asset."""
+        stored = self.key(TRUSTEE_KEY_KIND, digest.hex())
+        secret = read_trustee_key(stored.secret, contract=self._contract.digest, asset=digest)
+        return UnboundKey(self._party, stored.resource, secret)
 
     def key(self, kind: str, tag: str) -> UnboundKey:
         """The resource ``repository/kind/tag``. Raises Malformed or Untrusted for an answer that does not open."""
@@ -149,7 +168,3 @@ def _selected(extra: Any) -> str:
     if not isinstance(chosen, str) or chosen.lower() not in _HASHES:
         raise Malformed("trustee.hash", "The key broker selected a hash algorithm that is not known here.")
     return chosen.lower()
-
-
-def _digest(algorithm: str, runtime: dict[str, Any]) -> bytes:
-    return hashlib.new(algorithm, canonical_json(runtime)).digest()

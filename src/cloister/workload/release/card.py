@@ -14,7 +14,8 @@ __all__ = ["CardFacts", "model_card"]
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says beyond the contract and the job. ``evaluation`` and ``gates`` are canonical documents."""
+    """What the card says beyond the contract and the job. ``evaluation`` and ``gates`` are canonical documents;
+    ``unbound``: statements about keys that came from stock key brokers."""
 
     evaluation: Mapping[str, Any]
     gates: Sequence[Mapping[str, Any]]
@@ -22,6 +23,7 @@ class CardFacts:
     usage: str
     measurement: str
     assurance: str
+    unbound: Sequence[Mapping[str, str]] = ()
 
 
 def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
@@ -66,6 +68,11 @@ def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
         "",
         f"- contract `{contract.digest.hex()}`, job `{job.digest.hex()}`",
         f"- workload measurement `{facts.measurement}`, assurance level `{facts.assurance}`",
+        *(
+            f"- **unbound key**: `{key['resource']}` of {key['party']} came from a stock key broker; nothing binds its"
+            " release to this job"
+            for key in facts.unbound
+        ),
         f"- recipe: `{json.dumps(recipe.to_document(), sort_keys=True)}`",
         "",
         "## Use",

@@ -47,7 +47,7 @@ class OutputRelease:
         dek = random_bytes(32)
         sealed = self._seal(files, gates, dek)
         manifest = sealed.envelope.to_bytes().decode()
-        permits = {owner: self._ask_permit(owner, manifest) for owner in self._run.contract.owners()}
+        permits = {owner: self._ask_permit(owner, manifest) for owner in self._run.contract.brokers()}
         self._write_record(sealed, manifest, permits, keys, tokens, dek)
 
     def _seal(self, files: Mapping[str, bytes], gates: Sequence[Mapping[str, Any]], dek: bytes) -> Sealed:

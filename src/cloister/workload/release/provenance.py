@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...contracts import Contract, Job
@@ -15,12 +15,19 @@ BUILD_TYPE = "https://cloister.invalid/build/fine-tuning/v1"
 
 
 def provenance_statement(
-    files: Mapping[str, bytes], contract: Contract, job: Job, instance: bytes, measurement: str, key: SigningKey
+    files: Mapping[str, bytes],
+    contract: Contract,
+    job: Job,
+    instance: bytes,
+    measurement: str,
+    key: SigningKey,
+    *,
+    unbound: Sequence[Mapping[str, str]] = (),
 ) -> Envelope:
     """Signed by the workload's attested key. ``files`` maps every other file of the bundle to its bytes.
 
     Plaintext digests stand here and not in the manifest: this statement is itself sealed, and reaches only
-    those who receive the plaintext.
+    those who receive the plaintext. ``unbound``: of keys that came from stock key brokers; see ``trustee.UnboundKey``.
     """
     statement: dict[str, Any] = {
         "_type": "https://in-toto.io/Statement/v1",
@@ -46,4 +53,7 @@ def provenance_statement(
             },
         },
     }
+    if unbound:
+        # SLSA: what the builder sets itself. Absent where every key was bound to this run.
+        statement["predicate"]["buildDefinition"]["internalParameters"] = {"unbound": [dict(key) for key in unbound]}
     return sign_document(PROVENANCE_TYPE, statement, key)
