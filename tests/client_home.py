@@ -89,7 +89,10 @@ class LocalHome:
     def _act(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["op"] == "start-party":
             self.passphrases.append(request["passphrase"])
-            return {"ok": True, "port": self._start(**{k: v for k, v in request.items() if k not in ("op", "vault")})}
+            return {
+                "ok": True,
+                "port": self._start(**{k: v for k, v in request.items() if k not in ("op", "vault", "database")}),
+            }
         if request["op"] == "stop":
             return {"ok": True}
         parties = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloister.client import Outcome, Verified, operations
+from cloister.client import Outcome, OwnerAgent, Verified, operations
 from cloister.client.pulling import Pulled
 from cloister.crypto import Envelope
 from tests.client_home import CONTRACT, RECIPE, LocalHome, Run
@@ -203,3 +203,19 @@ def test_the_audit_log(agreed: LocalHome, run: Run) -> None:
     entries = run("audit", "show", "--as", "lab", "--kind", "asset.sealed", "--last", "1", "--json").document["entries"]
     assert [e["kind"] for e in entries] == ["asset.sealed"]
     assert run("audit", "show", "--as", "lab", "--kind", "none.such").out == "No such entries.\n"
+
+
+def test_a_contract_whose_approvals_are_damaged_is_listed(
+    agreed: LocalHome, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = OwnerAgent.measurements
+
+    def damaged(self: OwnerAgent) -> dict[str, Any]:
+        found = genuine(self)
+        return {**found, "contracts": [{**found["contracts"][0], "damaged": True, "releases": []}]}
+
+    assert "DAMAGED" not in run("measurement", "list", "--as", "lab").out
+    monkeypatch.setattr(OwnerAgent, "measurements", damaged)
+    ran = run("measurement", "list", "--as", "lab")
+    assert (ran.code, "DAMAGED" in ran.out, "nothing runs under it" in ran.out) == (0, True, True)
+    assert run("measurement", "list", "--as", "lab", "--json").document["contracts"][0]["damaged"] is True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 from cloister.audit import AuditLog, encode_event, event, parse_event
-from cloister.client import Home, operations
+from cloister.client import Home, Wanted, operations
 from cloister.contracts import log_origin
-from cloister.errors import CloisterError, Malformed, Unavailable, Untrusted
+from cloister.errors import CloisterError, Malformed, Misuse, Unavailable, Untrusted
 from tests.control_world import Party
 
 
@@ -47,7 +48,8 @@ class Stand:
 
 
 def entry(index: int, leaf: bytes) -> dict[str, Any]:
-    return {"index": index, "kind": parse_event(leaf).kind, "leaf": base64.b64encode(leaf).decode()}
+    kind = "unknown" if leaf == b"{}" else parse_event(leaf).kind
+    return {"index": index, "kind": kind, "leaf": base64.b64encode(leaf).decode()}
 
 
 @pytest.fixture
@@ -135,3 +137,81 @@ def test_a_head_that_cannot_be_kept(stand: Stand) -> None:
     with pytest.raises(Unavailable) as caught:
         operations.verify_log(stand.home, "lab")
     assert caught.value.code == "audit.keep"
+
+
+def exported(stand: Stand, **wanted: Any) -> list[bytes]:
+    out = io.BytesIO()
+    done = operations.export_events(stand.home, "lab", out, Wanted(**wanted))
+    lines = out.getvalue().splitlines(keepends=True)
+    assert (done.written, done.check.size) == (len(lines), stand.log.size)
+    assert all(line.endswith(b"\n") for line in lines)
+    return [line[:-1] for line in lines]
+
+
+def test_an_export_is_the_very_entries(stand: Stand) -> None:
+    stand.write(450)
+    assert exported(stand) == stand.log.entries(0, 450)
+    assert (stand.path / "heads" / "lab.note").read_text() == stand.log.head()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "indexes"),
+    [
+        ({}, range(9)),
+        ({"first": 3}, range(3, 9)),
+        ({"first": 2, "last": 2}, range(2, 3)),
+        ({"first": 7, "last": 700}, range(7, 9)),
+        ({"first": 9}, range(0)),
+        ({"since": 102}, range(2, 9)),
+        ({"until": 102}, range(2)),
+        ({"since": 103, "until": 105}, range(3, 5)),
+        ({"since": 103, "first": 4, "last": 5}, range(4, 6)),
+        ({"since": 109}, range(0)),
+        ({"kind": "key.released"}, range(1, 9, 2)),
+        ({"kind": "key.refused"}, range(0)),
+    ],
+    ids=str,
+)
+def test_an_export_of_a_part(stand: Stand, wanted: dict[str, Any], indexes: range) -> None:
+    for number in range(9):
+        kind = "key.released" if number % 2 else "asset.sealed"
+        stand.log.append(encode_event(event(kind, actor="lab", target=f"t{number}", now=100 + number)))
+    found = [parse_event(leaf).target for leaf in exported(stand, **wanted)]
+    assert found == [f"t{number}" for number in indexes]
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"first": -1}, {"first": 3, "last": 2}, {"since": 5, "until": 5}, {"since": 5, "until": 4}]
+)
+def test_a_range_with_nothing_in_it(wanted: dict[str, Any]) -> None:
+    with pytest.raises(Misuse) as caught:
+        Wanted(**wanted)
+    assert caught.value.code == "audit.range"
+
+
+def test_nothing_is_exported_of_a_log_that_is_not_right(stand: Stand, tmp_path: Path) -> None:
+    stand.write(450)
+    other = encode_event(event("asset.sealed", actor="lab", target="another", now=1))
+    edits = {
+        "audit.root": lambda e: [entry(0, other), *e[1:]] if e[0]["index"] == 400 else e,
+        "audit.truncated": lambda e: e if e[0]["index"] < 400 else [],
+        "audit.entry": lambda e: [{**one, "leaf": "!"} for one in e],
+        "audit.root, too": lambda e: [{**one, "leaf": base64.b64encode(b"{}").decode()} for one in e],
+    }
+    for code, edit in edits.items():
+        stand.edit = edit
+        out = io.BytesIO()
+        with pytest.raises(CloisterError) as caught:
+            operations.export_events(stand.home, "lab", out, Wanted())
+        assert (caught.value.code, out.getvalue()) == (code.partition(",")[0], b"")
+    assert not (stand.path / "heads").exists(), "no head of it is kept"
+
+
+def test_an_entry_that_is_no_event_is_told_once_the_log_is_right(stand: Stand) -> None:
+    stand.write(2)
+    stand.log.append(b"{}")
+    out = io.BytesIO()
+    with pytest.raises(Malformed) as caught:
+        operations.export_events(stand.home, "lab", out, Wanted())
+    assert (caught.value.code, out.getvalue()) == ("event.form", b"")
+    assert len(exported(stand, last=1)) == 2

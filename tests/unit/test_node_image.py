@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import stat
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import cloister
 from cloister.errors import Misuse
 from cloister.node import build_image, diff_trees, tree_manifest
 from cloister.node.elf import read_elf, system_libraries
@@ -65,6 +67,23 @@ def test_only_the_trusted_part_of_cloister_is_in_it(image: Path) -> None:
     assert not (package / "crypto/x509.py").exists()
     assert (package / "errors.py").is_file()
     assert not (package / "__main__.py").exists()
+
+
+def test_every_part_of_cloister_that_is_imported_in_it_is_in_it(image: Path) -> None:
+    """Whatever runs only later, too: a module that is left out by mistake would end a run without a word."""
+    package, whole = image / LIBRARY[1:] / "cloister", Path(cloister.__file__).parent
+    missing = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.level:
+                continue
+            source = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for wanted in [source, *(source / alias.name for alias in node.names)]:
+                module = wanted.relative_to(package)
+                for file in (Path(f"{module}.py"), module / "__init__.py"):
+                    if (whole / file).is_file() and not (package / file).is_file():
+                        missing.add(f"{path.relative_to(package)}: {file}")
+    assert missing == set()
 
 
 def test_there_are_no_tools_tests_or_package_managers(image: Path) -> None:

@@ -16,7 +16,8 @@ from cloister.attestation.collateral import Staleness
 from cloister.attestation.snp import SnpVerifier, attester_id
 from cloister.crypto import JweKey, sha256
 from cloister.errors import Denied, Malformed, Unavailable
-from cloister.node.tsm import ConfigFs, TsmAttester, certificate_table, make_quote
+from cloister.node.configfs import ConfigFs, make_quote
+from cloister.node.tsm import TsmAttester, certificate_table
 from tests.snp_forge import CHIP, CSP_ID, NOW, TURIN_CHIP, Forge
 
 AGENT, WORKLOAD, CONTRACT, JOB = (bytes([n]) * 32 for n in range(4))
@@ -265,7 +266,7 @@ def test_only_64_bytes_are_asked_for(folder):
 def test_a_guest_without_configfs_tsm(tmp_path):
     with pytest.raises(Unavailable) as caught:
         TsmAttester(AGENT, files=ConfigFs(tmp_path / "missing"))
-    assert caught.value.code == "tsm.kernel"
+    assert caught.value.code == "tsm.absent"
     assert "configfs" in caught.value.message
 
 

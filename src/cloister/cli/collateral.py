@@ -11,8 +11,7 @@ import typer
 from ..client import collateral as pieces
 from ..client.collateral import Sources
 from ..errors import Misuse, Unavailable
-from .evidence import moment
-from .options import Json, read_file
+from .options import Json, moment, read_file
 from .terminal import columns, note, result
 
 __all__ = ["collateral"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +10,10 @@ import typer
 
 from ..client.evidence import PLATFORMS, Given, Proven, verify_evidence
 from ..errors import Misuse
-from .options import Full, Json, read_file
+from .options import Full, Json, moment, read_file
 from .terminal import columns, result
 
-__all__ = ["evidence", "moment"]
+__all__ = ["evidence"]
 
 evidence = typer.Typer(no_args_is_help=True, help="Raw evidence of hardware platforms, verified offline.")
 
@@ -87,17 +85,3 @@ def _nonce(text: str) -> bytes:
     if not re.fullmatch(r"([0-9a-fA-F]{2}){1,64}", text):
         raise Misuse("evidence.nonce-form", "Give the nonce in hex, at most 64 bytes.")
     return bytes.fromhex(text)
-
-
-def moment(text: str | None) -> int:
-    """POSIX seconds of what a person wrote; now for None. Raises Misuse."""
-    if text is None:
-        return int(time.time())
-    if re.fullmatch(r"[0-9]{1,12}", text):
-        return int(text)
-    for form in ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"):
-        try:
-            return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
-        except ValueError:
-            continue
-    raise Misuse("evidence.time", "Give the time as 2025-06-20T12:00:00Z, as 2025-06-20, or in seconds since 1970.")

@@ -10,9 +10,10 @@ import typer
 from ..client import operations
 from ..client.times import day, parse_day, parse_span
 from ..errors import Misuse
-from .options import As, HomeFolder, Json, ShowProgress, Yes, at_home
+from .options import As, HomeFolder, Json, Reason, ShowProgress, Yes, at_home
 from .recovery import recovery
 from .terminal import Bars, ask_name, columns, note, result
+from .trustee import trustee
 from .vault import rekey, sweep
 
 __all__ = ["key"]
@@ -28,7 +29,6 @@ _REKEY = (
 )
 
 Asset = Annotated[str, typer.Argument(help="The asset's name: party/asset.", show_default=False)]
-Reason = Annotated[str, typer.Option("--reason", help="A few words that stand in the log for good.")]
 
 
 @key.command("rotate")
@@ -263,3 +263,4 @@ def shred_checkpoints(
 
 key.command("rekey")(rekey)
 key.command("sweep")(sweep)
+key.command("trustee")(trustee)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..client import operations
-from .options import As, HomeFolder, Json, Yes, at_home, read_file
+from .options import As, HomeFolder, Json, Reason, Yes, at_home, read_file
 from .terminal import ask, columns, note, result
 
 __all__ = ["measurement"]
@@ -142,25 +142,26 @@ def list_measurements(party: As = None, home: HomeFolder = None, as_json: Json =
     """What is approved under which contract and who is missing, and what is revoked."""
     with at_home(home) as place:
         found = operations.list_measurements(place, place.choose(party))
-    rows: list[tuple[object, ...]] = [
-        (
-            c["name"],
-            f"serial {c['serial']}",
-            r["version"],
-            "may run" if r["complete"] else f"waits for {', '.join(r['missing'])}",
-        )
-        for c in found["contracts"]
-        for r in c["releases"]
-    ]
+    rows: list[tuple[object, ...]] = [row for contract in found["contracts"] for row in _rows(contract)]
     rows += [("revoked", "", measured, reason) for measured, reason in sorted(found["revoked"].items())]
     key = "no release key is pinned" if found["release_key"] is None else f"release key {found['release_key']}"
     result(found, [key, *columns(rows)], as_json=as_json)
 
 
+def _rows(contract: dict[str, Any]) -> list[tuple[object, ...]]:
+    about = (contract["name"], f"serial {contract['serial']}")
+    if contract.get("damaged"):
+        return [(*about, "DAMAGED", "its approvals can't be read, and nothing runs under it")]
+    return [
+        (*about, r["version"], "may run" if r["complete"] else f"waits for {', '.join(r['missing'])}")
+        for r in contract["releases"]
+    ]
+
+
 @measurement.command("revoke")
 def revoke(
     measured: Annotated[str, typer.Argument(help="A workload's measurement or an agent's digest, 64 hex digits.")],
-    reason: Annotated[str, typer.Option("--reason", help="A few words that stand in the log for good.")],
+    reason: Reason,
     party: As = None,
     yes: Yes = False,
     home: HomeFolder = None,

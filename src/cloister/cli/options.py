@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +15,19 @@ import typer
 from ..client import Home, default_home
 from ..errors import Misuse
 
-__all__ = ["As", "Full", "HomeFolder", "Json", "PassphraseFile", "ShowProgress", "Yes", "at_home", "read_file"]
+__all__ = [
+    "As",
+    "Full",
+    "HomeFolder",
+    "Json",
+    "PassphraseFile",
+    "Reason",
+    "ShowProgress",
+    "Yes",
+    "at_home",
+    "moment",
+    "read_file",
+]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for errors too.")]
 HomeFolder = Annotated[
@@ -23,6 +38,7 @@ As = Annotated[str | None, typer.Option("--as", help="The party that acts; neede
 ShowProgress = Annotated[bool, typer.Option("--progress", help="Draw progress bars even if stderr is no terminal.")]
 Full = Annotated[bool, typer.Option("--full", help="Show digests and long texts in full.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
+Reason = Annotated[str, typer.Option("--reason", help="A few words that stand in the log for good.")]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
@@ -54,3 +70,17 @@ def read_file(path: Path, *, limit: int = 1 << 20) -> bytes:
     if len(data) > limit:
         raise Misuse("file.size", f"The file {path} is too large to be one of these.")
     return data
+
+
+def moment(text: str | None) -> int:
+    """POSIX seconds of what a person wrote; now for None. Raises Misuse."""
+    if text is None:
+        return int(time.time())
+    if re.fullmatch(r"[0-9]{1,12}", text):
+        return int(text)
+    for form in ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"):
+        try:
+            return int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
+        except ValueError:
+            continue
+    raise Misuse("terminal.time", "Give the time as 2025-06-20T12:00:00Z, as 2025-06-20, or in seconds since 1970.")

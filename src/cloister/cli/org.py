@@ -34,6 +34,12 @@ VaultDriver = Annotated[
 VaultOptions = Annotated[
     list[str] | None, typer.Option("--vault-option", help="KEY=VALUE of that driver; may be given several times.")
 ]
+DatabaseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--database", help="File (0600) with the URL of a PostgreSQL for the party's state and log; else in the home."
+    ),
+]
 
 
 @org.command("create")
@@ -41,13 +47,15 @@ def create(
     name: str,
     vault: VaultDriver = None,
     vault_option: VaultOptions = None,
+    database: DatabaseFile = None,
     passphrase_file: PassphraseFile = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Create an organization: a vault under a passphrase or in a device, keys, a card, an audit log, and a broker that
     serves them."""
-    _create(name, None, operations.vault_choice(vault, vault_option or []), passphrase_file, home, as_json)
+    kept = {"vault": operations.vault_choice(vault, vault_option or []), "database": database}
+    _create(name, None, kept, passphrase_file, home, as_json)
 
 
 @team.command("create")
@@ -56,20 +64,24 @@ def create_team(
     of: Annotated[str, typer.Option("--of", help="The organization that it belongs to.")],
     vault: VaultDriver = None,
     vault_option: VaultOptions = None,
+    database: DatabaseFile = None,
     passphrase_file: PassphraseFile = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Create a team: a party with its own keys, broker and log, whose card names its organization."""
-    _create(name, of, operations.vault_choice(vault, vault_option or []), passphrase_file, home, as_json)
+    kept = {"vault": operations.vault_choice(vault, vault_option or []), "database": database}
+    _create(name, of, kept, passphrase_file, home, as_json)
 
 
-def _create(name: str, part_of: str | None, vault: Any, file: Path | None, home: Path | None, as_json: bool) -> None:
+def _create(
+    name: str, part_of: str | None, kept: dict[str, Any], file: Path | None, home: Path | None, as_json: bool
+) -> None:
     with at_home(home) as place:
         place.status()  # say that nothing runs before asking for a passphrase
         passphrase = read_passphrase(name, file, twice=True)
         with spinner(f"creating {name}"):
-            made = operations.create_party(place, name, passphrase, part_of=part_of, vault=vault)
+            made = operations.create_party(place, name, passphrase, part_of=part_of, **kept)
         result(made.document(), [f"{name} is created.", *_lines(made)], as_json=as_json)
 
 
@@ -87,19 +99,40 @@ def unlock(
     name: str,
     vault: VaultDriver = None,
     vault_option: VaultOptions = None,
+    database: DatabaseFile = None,
     passphrase_file: PassphraseFile = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Open a party's vault after a restart: its broker starts and answers again. The vault's driver is remembered; name
-    it only where it changed, as after a recovery."""
+    """Open a party's vault after a restart: its broker starts and answers again. The vault's driver and the database's
+    file are remembered; name them only where they changed, as after a recovery."""
     choice = operations.vault_choice(vault, vault_option or [])
     with at_home(home) as place:
         place.status()
         passphrase = read_passphrase(name, passphrase_file, twice=False)
         with spinner(f"unlocking {name}"):
-            opened = operations.unlock(place, name, passphrase, vault=choice)
+            opened = operations.unlock(place, name, passphrase, vault=choice, database=database)
         result(opened.document(), [f"{name} is unlocked.", *_lines(opened)], as_json=as_json)
+
+
+@org.command("migrate")
+def migrate(
+    name: str,
+    database: Annotated[Path, typer.Option("--database", help="File (0600) with the URL of an empty PostgreSQL.")],
+    passphrase_file: PassphraseFile = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Move a locked party's state and log from its home into a PostgreSQL, where replicas can share them, and unlock it
+    there. Everything is compared before it counts; what was in the home is set aside."""
+    with at_home(home) as place:
+        place.status()
+        passphrase = read_passphrase(name, passphrase_file, twice=False)
+        with spinner(f"moving {name}"):
+            moved = operations.migrate(place, name, passphrase, database)
+    lines = [f"{name} is moved and unlocked: {moved.rows} rows, {moved.entries} log entries.", *_lines(moved.party)]
+    aside = [f"Set aside, to be removed when you like: {path}" for path in moved.aside]
+    result(moved.document(), [*lines, *aside], as_json=as_json)
 
 
 @org.command("list")

@@ -24,6 +24,7 @@ from ..errors import CloisterError, Malformed, Misuse
 from ..fields import Fields, party_name
 from ..node.image import build_image, image_stamp
 from ..node.uids import allocate_uid, who_can_traverse
+from .brokers import broker_arguments, broker_secrets, read_vault
 from .processes import Part, PartProcess
 from .storage import DEFAULT_CACHE_MIB, store_arguments, store_choice, store_credentials
 
@@ -31,6 +32,7 @@ __all__ = ["Supervisor", "main"]
 
 _LINE_LIMIT = 64 * 1024
 _WATCH_SECONDS = 2.0
+_MIGRATION_SECONDS = 3600.0  # every entry of a log is copied and compared
 _RESTARTS = 3  # of one part; then something is wrong that starting again does not mend
 
 
@@ -64,11 +66,18 @@ class Supervisor:
         self._start("node", "cloister.node", node)
 
     def start_party(
-        self, name: str, part_of: str | None, passphrase: str, *, create: bool, vault: dict[str, Any] | None = None
+        self,
+        name: str,
+        part_of: str | None,
+        passphrase: str,
+        *,
+        create: bool,
+        vault: dict[str, Any] | None = None,
+        database: str | None = None,
     ) -> int:
         """A party's broker; returns its port. ``vault`` names what keeps its KEKs (a driver's ``name`` and
         ``options``), None what kept them last: the passphrase goes where that points, so it never comes from the vault
-        file."""
+        file. ``database``: the path of the file with the URL of the PostgreSQL for its record; None keeps the last."""
         role = f"party/{party_name(name)}"
         exists = (self._home / "parties" / name / "vault.json").exists()
         if create and exists:
@@ -77,19 +86,46 @@ class Supervisor:
             raise Misuse("party.unknown", f"There is no party {name} here; use 'cloister org create {name}'.")
         if self._running(role):
             raise Misuse("party.running", f"The broker of {name} is already running.")
-        (self._home / "parties").mkdir(mode=0o711, exist_ok=True)
-        listen = self._listen(role)
-        arguments = ["--home", str(self._folder(f"parties/{name}", role)), "--listen", listen]
-        if create:
-            arguments += ["--init", name, *(["--part-of", part_of] if part_of else [])]
         known = self._state["parties"].get(name, {})
-        vault = vault or known.get("vault") or {"name": "file", "options": {}}
-        arguments += ["--vault-driver", vault["name"]]
-        arguments += [f"--vault-option={key}={value}" for key, value in sorted(vault["options"].items())]
-        self._start(role, "cloister.broker", tuple(arguments), secret=passphrase)
-        self._state["parties"][name] = {"part_of": part_of or known.get("part_of"), "vault": vault}
+        vault, database = vault or known.get("vault"), database or known.get("database")
+        more = (*(("--init", name) if create else ()), *(("--part-of", part_of) if create and part_of else ()))
+        self._start(role, *self._broker(name, vault, database, more), secret=broker_secrets(passphrase, database))
+        kept = {"database": database, "part_of": part_of or known.get("part_of"), "vault": vault}
+        self._state["parties"][name] = {what: value for what, value in kept.items() if value or what == "part_of"}
         self._save()
-        return int(listen.rpartition(":")[2])
+        return int(self._listen(role).rpartition(":")[2])
+
+    def migrate_party(self, name: str, passphrase: str, database: str) -> dict[str, Any]:
+        """Move a locked party's record from its home into the empty database of the URL in the file ``database``, and
+        start its broker there. Returns what was moved, and the port. Nothing else is answered meanwhile."""
+        role, known = f"party/{party_name(name)}", self._state["parties"].get(name)
+        if known is None:
+            raise Misuse("party.unknown", f"There is no party {name} here; use 'cloister org create {name}'.")
+        if known.get("database"):
+            raise Misuse("migration.done", f"The record of {name} lies in a database already.")
+        if self._running(role):
+            raise Misuse(
+                "party.running",
+                f"The broker of {name} is running; run 'cloister down' and 'cloister up', then move it, still locked.",
+            )
+        module, arguments = self._broker(name, known.get("vault"), database, ("--migrate",))
+        part = Part(role, module, arguments, allocate_uid(self._home, role) if self._separate else None)
+        secret = broker_secrets(passphrase, database)
+        moving = PartProcess.start(part, self._home, secret=secret, seconds=_MIGRATION_SECONDS)
+        moving.process.wait()  # what it said was its last
+        moving.stop()
+        known["database"] = database  # from now on there is nothing in the home that it could start from
+        self._save()
+        return {**moving.claims, "port": self.start_party(name, None, passphrase, create=False)}
+
+    def _broker(
+        self, name: str, vault: dict[str, Any] | None, database: str | None, more: tuple[str, ...]
+    ) -> tuple[str, tuple[str, ...]]:
+        """Module and arguments of a party's broker; its folder is made."""
+        (self._home / "parties").mkdir(mode=0o711, exist_ok=True)
+        role = f"party/{name}"
+        place = ("--home", str(self._folder(f"parties/{name}", role)), "--listen", self._listen(role))
+        return "cloister.broker", (*place, *more, *broker_arguments(vault, database))
 
     def watch(self) -> None:
         """Start control plane and node again if they ended. A broker needs its passphrase, so its owner starts it."""
@@ -237,24 +273,26 @@ def _answer(supervisor: Supervisor, connection: socket.socket) -> bool:
 
 def _act(supervisor: Supervisor, line: bytes) -> tuple[dict[str, Any], bool]:
     f = Fields(parse_json(line), "supervisor request")
-    op = f.text("op", choices=("status", "start-party", "stop"))
+    op = f.text("op", choices=("status", "start-party", "migrate-party", "stop"))
     if op == "stop":
         return {"ok": True}, True
     if op == "start-party":
         part_of = None if f.raw("part_of", optional=True) is None else f.party("part_of")
-        vault = None if f.raw("vault", optional=True) is None else _vault(f.child("vault"))
+        vault = None if f.raw("vault", optional=True) is None else read_vault(f.child("vault"))
+        database = None if f.raw("database", optional=True) is None else f.text("database", limit=4096)
         port = supervisor.start_party(
-            f.party("name"), part_of, f.text("passphrase"), create=f.boolean("create"), vault=vault
+            f.party("name"),
+            part_of,
+            f.text("passphrase"),
+            create=f.boolean("create"),
+            vault=vault,
+            database=database,
         )
         return {"ok": True, "port": port}, False
+    if op == "migrate-party":
+        name, database = f.party("name"), f.text("database", limit=4096)
+        return {"ok": True, **supervisor.migrate_party(name, f.text("passphrase"), database)}, False
     return supervisor.status(), False
-
-
-def _vault(f: Fields) -> dict[str, Any]:
-    """What keeps a party's KEKs. The broker judges names and values; here they only must be texts."""
-    vault = {"name": f.text("name", limit=32), "options": f.mapping("options", lambda _, value: str(value), limit=16)}
-    f.done()
-    return vault
 
 
 def _read_line(connection: socket.socket) -> bytes:

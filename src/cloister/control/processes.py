@@ -46,8 +46,11 @@ class PartProcess:
     claims: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, part: Part, home: Path, *, secret: str | None = None) -> PartProcess:
-        """Start it and wait until it is ready. ``secret`` goes through a pipe: never argv, environment or disk.
+    def start(
+        cls, part: Part, home: Path, *, secret: str | None = None, seconds: float = _READY_SECONDS
+    ) -> PartProcess:
+        """Start it and wait, at most for ``seconds``, until it is ready. ``secret`` goes through a pipe: never argv,
+        environment or disk.
 
         Call it from a thread that lives on: the part is told to end when this thread does. Raises the part's own
         error, or Unavailable if it says nothing in time.
@@ -71,14 +74,14 @@ class PartProcess:
         if secret is not None:
             process.stdin.write(secret.encode() + b"\n")
         process.stdin.close()
-        return cls(part, process, _await_ready(part, process))
+        return cls(part, process, _await_ready(part, process, seconds))
 
     @property
     def running(self) -> bool:
         return self.process.poll() is None
 
     def stop(self) -> None:
-        """End it, gently first."""
+        """End it, gently first. Of one that has ended, let go."""
         if self.running:
             self.process.terminate()
             try:
@@ -86,6 +89,8 @@ class PartProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 def _open_log(path: Path) -> BinaryIO:
@@ -111,13 +116,13 @@ def _environment(home: Path) -> dict[str, str]:
     return {"HOME": str(home), "LANG": "C.UTF-8", "PATH": path}
 
 
-def _await_ready(part: Part, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+def _await_ready(part: Part, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
     stdout = process.stdout
     assert stdout is not None
     lines: list[bytes] = []
     reader = threading.Thread(target=lambda: lines.append(stdout.readline(_LINE_LIMIT)), daemon=True)
     reader.start()
-    reader.join(_READY_SECONDS)
+    reader.join(seconds)
     if not lines or not lines[0].strip():
         process.kill()
         process.wait()

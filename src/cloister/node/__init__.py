@@ -4,8 +4,9 @@ The tour: ``image`` builds the root file system that a workload runs from (``pac
 needs), ``measure`` turns it and the launch specification into one digest. ``profile`` is the sandbox's fixed layout,
 ``seccomp`` its system calls, ``limits`` and ``cgroups`` its share of the machine; ``sandbox`` starts one through
 ``bubblewrap`` and ends it. ``socket_server`` (with ``socket_requests`` and ``tunnel``) is the one socket out of it.
-``uids`` finds unprivileged users. ``attester``, ``tpm`` and ``swtpm`` make evidence; ``agent`` and ``launcher`` put
-all of it together, ``control_link`` talks to the control plane. docs/spec/sandbox.md says what holds.
+``uids`` finds unprivileged users. ``attesters`` says who makes evidence: ``attester`` with ``tpm`` or ``swtpm``, or in
+a confidential guest ``tsm`` through ``configfs``; ``gpus`` adds what GPUs say, through ``nvml``. ``agent`` and
+``launcher`` put all of it together, ``control_link`` talks to the control plane. docs/spec/sandbox.md says what holds.
 
 The attester isn't re-exported: it needs the TPM software stack, which a host without a TPM may lack.
 """

@@ -14,7 +14,7 @@ from typing import Any
 from ..crypto import SigningKey, parse_json, sha256
 from ..errors import CloisterError, Misuse
 from .agent import Agent
-from .attester import TpmAttester
+from .attesters import ATTESTERS, DEVICE, GPUS, Choice, choose, open_attester
 from .control_link import ControlLink
 from .enrolment import prove_document, request_document
 from .launcher import Launcher, image_measurement
@@ -22,8 +22,6 @@ from .measure import TreeEntry, tree_digest
 from .uids import allocate_uid
 
 __all__ = ["main"]
-
-_SOFTWARE_TPM = "software TPM: assurance level none"
 
 
 def main() -> int:
@@ -33,43 +31,55 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--control")
     parser.add_argument("--image", type=Path)
-    parser.add_argument("--tpm", default="swtpm", help="swtpm, or a TCTI such as device:/dev/tpmrm0")
+    parser.add_argument(
+        "--attester",
+        choices=ATTESTERS,
+        help="what vouches for this node: swtpm (a software TPM, insecure: level none; the default unless --tpm names "
+        "another), tpm (the machine's), or tsm (a SEV-SNP or TDX guest, through Linux' configfs-tsm)",
+    )
+    parser.add_argument("--tpm", metavar="TCTI", help=f"where the TPM is: swtpm, or a TCTI such as {DEVICE}")
+    parser.add_argument("--gpus", choices=GPUS, help="attest this guest's GPUs beside it, all of them for each sandbox")
     parser.add_argument("--enrolment", action="store_true", help="print the TPM's enrolment request, and end")
     parser.add_argument("--prove", type=Path, metavar="FILE", help="print the proof for an owner's challenge, and end")
     options = parser.parse_args()
     try:
         state = options.home.absolute() / "tpm"
-        if options.enrolment:
-            print(json.dumps(request_document(options.tpm, state)), flush=True)
-            return 0
-        if options.prove is not None:
-            print(json.dumps(prove_document(options.tpm, state, _read_challenge(options.prove))), flush=True)
+        choice = choose(options.attester, options.tpm, options.gpus)
+        if options.enrolment or options.prove is not None:
+            print(json.dumps(_enrolment(choice, state, options.prove)), flush=True)
             return 0
         if options.control is None or options.image is None:
             raise Misuse("node.arguments", "Give --control and --image, or one of --enrolment and --prove.")
-        _serve(options.home.absolute(), options.control, options.image.absolute(), options.tpm)
+        _serve(options.home.absolute(), options.control, options.image.absolute(), choice)
     except CloisterError as fault:
         print(json.dumps({"error": fault.to_wire(), "ready": False}), flush=True)
         return fault.exit_code
     return 0
 
 
-def _serve(home: Path, control: str, image: Path, tpm: str) -> None:
+def _enrolment(choice: Choice, state: Path, challenge: Path | None) -> dict[str, Any]:
+    if choice.attester == "tsm":
+        raise Misuse("node.enrolment", "A confidential guest is not enrolled: its maker's certificates speak for it.")
+    if challenge is None:
+        return request_document(choice.tcti, state)
+    return prove_document(choice.tcti, state, _read_challenge(challenge))
+
+
+def _serve(home: Path, control: str, image: Path, choice: Choice) -> None:
     key = _read_key()
-    agent_measurement = _own_measurement()
-    with _attester(tpm, home / "tpm", agent_measurement) as attester:
+    with open_attester(choice, home / "tpm", _own_measurement()) as opened:
         link = ControlLink(control, key)
         claims = {
-            "agent": agent_measurement.hex(),
-            "attester": attester.attester_id,
-            "hardware": _SOFTWARE_TPM if tpm == "swtpm" else "TPM: its level is what each owner enrolled it for",
-            "level": "none",
+            "agent": opened.agent,
+            "attester": opened.attester.attester_id,
+            "hardware": opened.hardware,
+            "level": "none",  # nobody has verified anything yet; each owner's broker does
             "measurement": image_measurement(image).hex(),
         }
         link.post("/v1/node/hello", claims)
         # The sandbox never runs as root; an agent that is root starts it as a user of its own.
         run_as = (allocate_uid(home, "sandbox"),) * 2 if os.geteuid() == 0 else None
-        agent = Agent(home, link, Launcher(image, attester, run_as=run_as))
+        agent = Agent(home, link, Launcher(image, opened.attester, run_as=run_as))
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: _stop(stop))
@@ -104,12 +114,6 @@ def _read_key() -> SigningKey:
         return SigningKey(bytes.fromhex(line))
     except ValueError:
         raise Misuse("node.key", "Give the node's signing seed as one line of hex on standard input.") from None
-
-
-def _attester(tpm: str, state: Path, agent_measurement: bytes) -> TpmAttester:
-    if tpm == "swtpm":
-        return TpmAttester.software(state, agent_measurement)
-    return TpmAttester.hardware(tpm, state, agent_measurement)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class Agent:
                 _until_heard(lambda d=digest: self._control.download(d.hex(), self._cache))  # type: ignore[misc]
         # Only a run that brokers admitted leaves a checkpoint: this agent was itself restarted in the middle of it.
         watch.admitted = any((folder / "out" / "checkpoints").iterdir())
-        addresses = {name: _address(directory[name]["address"]) for name in contract.parties if name in directory}
+        addresses = reached(contract, directory)
         if watch.admitted:
             _await_brokers(addresses, watch)
         code = _KILLED if watch.cancelled else self._launch_until_done(contract, job, folder, addresses, watch)
@@ -254,6 +254,12 @@ def _silent_end(code: int) -> dict[str, Any] | None:
         said = f"The workload was killed {_MAX_LAUNCHES} times; the machine may lack memory for this recipe."
         return Internal("workload.killed", said, signal=code - _KILLED_FROM).to_wire()
     return Internal("workload.silent", "The workload ended without giving a reason.", status=code).to_wire()
+
+
+def reached(contract: Contract, directory: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """Where each party's broker answers: as the directory says, or the contract for one that has a stock key broker."""
+    found = {name: _address(directory[name]["address"]) for name in contract.parties if name in directory}
+    return found | {name: _address(entry.address) for name, entry in contract.trustees.items()}
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -16,22 +16,21 @@ from types import TracebackType
 from typing import Any
 
 from ..attestation.binding import report_data
-from ..attestation.bootlog import MAX_LOG, check_replay, encode_log, parse_log
 from ..attestation.events import PCR_START, Journal, event_digest
 from ..attestation.models import Evidence
 from ..attestation.tpm import BOOT_PCRS, EVENT_PCR, MAX_BOOT_LOG, QUOTED_PCRS
 from ..attestation.tpm.enrolment import Challenge, EnrolmentRequest
 from ..attestation.tpm.parser import parse_attest
 from ..crypto import sha256
-from ..errors import CloisterError, Malformed, Unavailable, Untrusted
+from ..errors import CloisterError, Malformed, Unavailable
+from .boot_logs import TPM_LOG as BOOT_LOG
+from .boot_logs import explaining_log
+from .devices import Devices, beside
 from .enrolment import ask, prove
 from .swtpm import SoftwareTpm
 from .tpm import Identity, Tpm
 
 __all__ = ["BOOT_LOG", "TpmAttester"]
-
-BOOT_LOG = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
-"""Where Linux shows the firmware's event log; root alone can read it on most systems."""
 
 
 class TpmAttester:
@@ -50,11 +49,13 @@ class TpmAttester:
         agent_measurement: bytes,
         on_close: Callable[[], None],
         boot_log: Path | None = None,
+        devices: Devices | None = None,
     ) -> None:
         self._tpm = tpm
+        self._devices = devices or Devices()
         self._identity = identity
         self._booted = tpm.read_pcrs(BOOT_PCRS)
-        self._boot_log = b"" if boot_log is None else _boot_log(boot_log, self._booted)
+        self._boot_log = b"" if boot_log is None else explaining_log(boot_log, self._booted, limit=MAX_BOOT_LOG)
         self._on_close = on_close
         self._lock = threading.Lock()
         self._usable = True
@@ -65,7 +66,7 @@ class TpmAttester:
         tpm.extend(EVENT_PCR, self._journal.agent_digest)
 
     @classmethod
-    def software(cls, state: Path, agent_measurement: bytes) -> TpmAttester:
+    def software(cls, state: Path, agent_measurement: bytes, *, devices: Devices | None = None) -> TpmAttester:
         """With a software TPM whose identity lives in ``state``. ``agent_measurement``: 32 bytes. Level none."""
         swtpm = SoftwareTpm(state)
         with contextlib.ExitStack() as undo:
@@ -80,13 +81,19 @@ class TpmAttester:
                 tpm.close()
                 swtpm.close()
 
-            attester = cls(tpm, tpm.load_identity(state), agent_measurement, stop)
+            attester = cls(tpm, tpm.load_identity(state), agent_measurement, stop, devices=devices)
             undo.pop_all()
             return attester
 
     @classmethod
     def hardware(
-        cls, tcti: str, state: Path, agent_measurement: bytes, *, boot_log: Path | None = BOOT_LOG
+        cls,
+        tcti: str,
+        state: Path,
+        agent_measurement: bytes,
+        *,
+        boot_log: Path | None = BOOT_LOG,
+        devices: Devices | None = None,
     ) -> TpmAttester:
         """With the machine's own TPM, for example ``device:/dev/tpmrm0``; ``state`` keeps the attestation key.
 
@@ -96,7 +103,7 @@ class TpmAttester:
             tpm = Tpm(tcti)
             undo.callback(tpm.close)
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            attester = cls(tpm, tpm.load_identity(state), agent_measurement, tpm.close, boot_log)
+            attester = cls(tpm, tpm.load_identity(state), agent_measurement, tpm.close, boot_log, devices)
             undo.pop_all()
             return attester
 
@@ -111,7 +118,8 @@ class TpmAttester:
         """Measure a sandbox before it starts. Denied for a used instance id, Unavailable if the TPM fails."""
         with self._lock:
             self._check_usable()
-            event = self._journal.prepare(instance, measurement, contract, job, exclusive=exclusive)
+            gpus = self._devices.hand_out()
+            event = self._journal.prepare(instance, measurement, contract, job, gpus=gpus, exclusive=exclusive)
             try:
                 self._pcrs = None  # read anew, whatever becomes of this
                 self._tpm.extend(EVENT_PCR, event_digest(event))
@@ -123,9 +131,10 @@ class TpmAttester:
 
     def evidence(self, instance: bytes, nonce: str, tee_pubkey: Mapping[str, Any]) -> dict[str, Any]:
         """Evidence in wire form for a running sandbox; Denied for any other, Malformed for a bad nonce or key."""
+        found = self._devices.evidence(nonce, tee_pubkey)
         with self._lock:
             self._check_usable()
-            additional = self._journal.additional(instance)
+            additional = beside(self._journal.additional(instance), found)
             report = report_data(nonce, tee_pubkey, additional)
             # One lock around reading and quoting, so that no launch changes PCR 15 in between.
             pcrs, quote, signature = self._quoted(report)
@@ -188,21 +197,6 @@ class TpmAttester:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _boot_log(path: Path, pcrs: Mapping[int, bytes]) -> bytes:
-    """The log at ``path``, without what a verifier has no use for; nothing where it can't be read or explains nothing.
-
-    Leaving it out only makes evidence say less. Sending one that doesn't explain the registers would make it refused.
-    """
-    try:
-        with path.open("rb") as file:
-            log = parse_log(file.read(MAX_LOG + 1)).trimmed(pcrs)
-        check_replay(log, "sha256", pcrs)
-    except (OSError, Malformed, Untrusted):
-        return b""
-    raw = encode_log(log)
-    return raw if len(raw) <= MAX_BOOT_LOG else b""
 
 
 def _nothing() -> None:

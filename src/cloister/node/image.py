@@ -47,7 +47,9 @@ _WITHOUT = (
     *(f"attestation/{name}" for name in ("bootlog", "insecure", "nvidia", "snp", "tdx", "tpm")),
     *(
         f"attestation/{name}.py"
-        for name in ("collateral", "composite", "corim", "events", "external", "firmware", "reader", "registry")
+        for name in (
+            *("collateral", "composite", "corim", "events", "external", "firmware", "guests", "reader", "registry"),
+        )
     ),
     "audit/database_store.py",
     "audit/rows.py",
@@ -56,8 +58,8 @@ _WITHOUT = (
     *(
         f"crypto/{name}.py"
         for name in (
-            *("canonical_xml", "cbor", "certificates", "cose", "ecdh", "jws", "ocsp", "pem", "shamir", "slip39"),
-            *("slip39_words", "tpm_credential", "x509", "xmldsig"),
+            *("canonical_xml", "cbor", "certificates", "cose", "der", "ecdh", "jws", "ocsp", "pem", "shamir"),
+            *("slip39", "slip39_words", "tpm_credential", "x509", "xmldsig"),
         )
     ),
     "sealed/stores",

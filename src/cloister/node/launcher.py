@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..attestation import Attester
+from ..attestation.guests import StockAttester
 from .agent import Launch
 from .measure import measure_tree, measurement
 from .output import plain_tree
@@ -51,6 +52,10 @@ class Launcher:
                 parties=launch.directory,
                 evidence=lambda nonce, key: self._attester.evidence(launch.instance, nonce, key),
                 telemetry=launch.on_event,
+                # Only where the contract says that a party's keys come from a stock key broker: nobody else needs it.
+                stock_evidence=self._attester.stock_evidence
+                if launch.contract.trustees and isinstance(self._attester, StockAttester)
+                else None,
                 owner=self._run_as,
             ):
                 spec = SandboxSpec(

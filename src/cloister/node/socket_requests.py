@@ -1,7 +1,7 @@
 """What a sandbox may ask of the node agent: parsing and limits. Pure, but for the clock of the rate limit.
 
-One line of JSON, at most 64 KiB: ``connect``, ``evidence`` or ``telemetry``. The asker is untrusted here: a
-workload under attack must not be able to carry more out than the schema of telemetry holds.
+One line of JSON, at most 64 KiB: ``connect``, ``evidence``, ``stock-evidence`` or ``telemetry``. The asker is untrusted
+here: a workload under attack must not be able to carry more out than the schema of telemetry holds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,23 @@ from typing import Any
 from ..crypto import parse_json
 from ..errors import Denied, Malformed
 
-__all__ = ["Connect", "EvidenceRequest", "RateLimit", "SocketLimits", "Telemetry", "parse_request"]
+__all__ = [
+    "Connect",
+    "EvidenceRequest",
+    "RateLimit",
+    "SocketLimits",
+    "StockEvidenceRequest",
+    "Telemetry",
+    "parse_request",
+]
 
 _PARTY = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,63}")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,12})?|nan")
 _KIND = re.compile(r"[a-z]{1,16}")
 _JWK_FIELD = re.compile(r"[A-Za-z0-9_-]{1,16}")
-_MAX_NONCE, _MAX_JWK_FIELDS, _MAX_JWK_VALUE = 1024, 16, 4096
+_HASH = re.compile(r"sha(?:256|384|512)")
+_MAX_NONCE, _MAX_STOCK_NONCE, _MAX_JWK_FIELDS, _MAX_JWK_VALUE = 1024, 4096, 16, 4096
 _MAX_STEP, _MAX_VALUES = 2**40, 32
 _MAX_MESSAGE, _MAX_DETAILS, _MAX_DETAIL = 512, 16, 256
 
@@ -48,6 +57,15 @@ class Connect:
 class EvidenceRequest:
     nonce: str
     tee_pubkey: dict[str, str]
+
+
+@dataclass(frozen=True)
+class StockEvidenceRequest:
+    """Evidence for a stock attestation service, which selected ``algorithm``: about this guest, not about a sandbox."""
+
+    nonce: str
+    tee_pubkey: dict[str, str]
+    algorithm: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +105,7 @@ def _fields(body: dict[str, Any], *names: str) -> None:
         raise _bad("missing or unknown fields")
 
 
-def parse_request(line: bytes, limits: SocketLimits) -> Connect | EvidenceRequest | Telemetry:
+def parse_request(line: bytes, limits: SocketLimits) -> Connect | EvidenceRequest | StockEvidenceRequest | Telemetry:
     """The request in one line (without its end). Raises Malformed for anything that the protocol doesn't have."""
     body = parse_json(line, limit=limits.line_bytes)
     if not isinstance(body, dict):
@@ -99,14 +117,18 @@ def parse_request(line: bytes, limits: SocketLimits) -> Connect | EvidenceReques
     if operation == "evidence":
         _fields(body, "op", "nonce", "tee-pubkey")
         return EvidenceRequest(_nonce(body["nonce"]), _jwk(body["tee-pubkey"]))
+    if operation == "stock-evidence":
+        _fields(body, "op", "nonce", "tee-pubkey", "hash")
+        algorithm = _text(body["hash"], _HASH, "no hash of the KBS protocol")
+        return StockEvidenceRequest(_nonce(body["nonce"], _MAX_STOCK_NONCE), _jwk(body["tee-pubkey"]), algorithm)
     if operation == "telemetry":
         _fields(body, "op", "event")
         return Telemetry(_event(body["event"]))
     raise _bad("an unknown operation")
 
 
-def _nonce(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_NONCE or not value.isascii():
+def _nonce(value: object, limit: int = _MAX_NONCE) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= limit or not value.isascii():
         raise _bad("no valid nonce")
     return value
 

@@ -20,12 +20,21 @@ from typing import Any
 
 from ..crypto import canonical_json
 from ..errors import CloisterError, Denied, Internal, Malformed, Misuse, Unavailable
-from .socket_requests import Connect, EvidenceRequest, RateLimit, SocketLimits, Telemetry, parse_request
+from .socket_requests import (
+    Connect,
+    EvidenceRequest,
+    RateLimit,
+    SocketLimits,
+    StockEvidenceRequest,
+    Telemetry,
+    parse_request,
+)
 from .tunnel import pump
 
 __all__ = ["SocketLimits", "SocketServer"]
 
 MakeEvidence = Callable[[str, dict[str, str]], dict[str, Any]]
+MakeStockEvidence = Callable[[str, dict[str, str], str], dict[str, Any]]
 TakeTelemetry = Callable[[dict[str, Any]], None]
 
 
@@ -34,7 +43,8 @@ class SocketServer:
 
     ``parties``: host and port of the broker of each party that the job's contract names; nothing else is reached.
     ``owner``: user and group of the sandbox on the host; nobody else may connect. ``evidence`` gives the answer's
-    fields for (nonce, public key), ``telemetry`` takes a checked event. A ``CloisterError`` that they raise goes to
+    fields for (nonce, public key), ``stock_evidence`` those for (nonce, public key, hash) or is None where the platform
+    has none, ``telemetry`` takes a checked event. A ``CloisterError`` that they raise goes to
     the sandbox as it is, anything else as an Internal error without its text.
     """
 
@@ -45,12 +55,14 @@ class SocketServer:
         parties: Mapping[str, tuple[str, int]],
         evidence: MakeEvidence,
         telemetry: TakeTelemetry,
+        stock_evidence: MakeStockEvidence | None = None,
         owner: tuple[int, int] | None = None,
         limits: SocketLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = path
         self._parties, self._evidence, self._telemetry = dict(parties), evidence, telemetry
+        self._stock_evidence = stock_evidence
         self._owner = owner or (os.geteuid(), os.getegid())
         self._limits = limits or SocketLimits()
         self._evidence_rate = RateLimit(self._limits.evidence_per_minute, clock)
@@ -164,8 +176,13 @@ class SocketServer:
         finally:
             self._forget(broker)
 
-    def _call(self, request: EvidenceRequest | Telemetry) -> dict[str, Any]:
+    def _call(self, request: EvidenceRequest | StockEvidenceRequest | Telemetry) -> dict[str, Any]:
         try:
+            if isinstance(request, StockEvidenceRequest):
+                if self._stock_evidence is None:
+                    raise Denied("node.stock-evidence", "This node makes no evidence for a stock attestation service.")
+                self._evidence_rate.take("evidence")
+                return self._stock_evidence(request.nonce, request.tee_pubkey, request.algorithm)
             if isinstance(request, EvidenceRequest):
                 self._evidence_rate.take("evidence")
                 return self._evidence(request.nonce, request.tee_pubkey)

@@ -14,168 +14,29 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ..attestation import snp, tdx
 from ..attestation.binding import report_data
 from ..attestation.events import Journal
-from ..attestation.models import Evidence
+from ..attestation.models import Evidence, guest_digest
 from ..attestation.tdx.pck import platform_certificate, read_chain
-from ..crypto import random_bytes
 from ..crypto.x509 import Certificate
 from ..errors import Malformed, Unavailable, Untrusted
+from .boot_logs import explaining_ccel
+from .configfs import DATA, ConfigFs, Files, Quote, make_quote
+from .devices import Devices, beside
+from .stock_evidence import asked, stock_wire
 
-__all__ = ["REPORTS", "ConfigFs", "Files", "Quote", "TsmAttester", "certificate_table", "make_quote"]
+__all__ = ["TsmAttester", "certificate_table"]
 
-REPORTS = Path("/sys/kernel/config/tsm/report")
-"""Where Linux shows configfs-tsm, once configfs is mounted and the guest's driver is loaded."""
-
-_DATA: Final = 64
-_MAX_BLOB: Final = 32 * 1024  # the kernel's own limit
-_MAX_TEXT: Final = 64
 _ENTRY: Final = 24  # a GUID, then offset and length of the certificate, 4 bytes each, little-endian
 _MAX_ENTRIES: Final = 16
-_PROVIDERS: Final = {"sev_guest": "snp", "tdx_guest": "tdx"}
-
-
-class Files(Protocol):
-    """The entries below configfs-tsm. Every failure is Unavailable."""
-
-    def make(self, entry: str) -> None:
-        """A new entry; the kernel fills it with attributes."""
-        ...
-
-    def read(self, entry: str, attribute: str, limit: int) -> bytes | None:
-        """All of an attribute, at most ``limit`` bytes; None where this kernel or provider doesn't have it."""
-        ...
-
-    def write(self, entry: str, attribute: str, value: bytes) -> None:
-        """One write. The kernel takes a binary attribute when it is closed, and then can't say that it failed."""
-        ...
-
-    def remove(self, entry: str) -> None:
-        """The entry and what the kernel keeps for it."""
-        ...
-
-
-class ConfigFs:
-    """The real ones, below ``folder``."""
-
-    def __init__(self, folder: Path = REPORTS) -> None:
-        self._folder = folder
-
-    def make(self, entry: str) -> None:
-        with _errors("make a report; mount configfs and load the guest's attestation driver"):
-            (self._folder / entry).mkdir()
-
-    def read(self, entry: str, attribute: str, limit: int) -> bytes | None:
-        path = self._folder / entry / attribute
-        if not path.exists():
-            return None
-        with _errors(f"read a report's {attribute}"), path.open("rb", buffering=0) as file:
-            found = b""
-            while len(found) <= limit and (more := file.read(limit + 1)):
-                found += more
-        if len(found) > limit:
-            raise Unavailable("tsm.size", "The kernel gave a report that is longer than reports are.")
-        return found
-
-    def write(self, entry: str, attribute: str, value: bytes) -> None:
-        with _errors(f"set a report's {attribute}"):
-            # For writing alone: these attributes can't be read, and the kernel refuses to open them for both.
-            descriptor = os.open(self._folder / entry / attribute, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                written = os.write(descriptor, value)
-            finally:
-                os.close(descriptor)
-        if written != len(value):
-            raise Unavailable("tsm.write", "The kernel took only a part of what a report is asked for with.")
-
-    def remove(self, entry: str) -> None:
-        with _errors("remove a report's entry"):
-            (self._folder / entry).rmdir()
-
-
-@contextlib.contextmanager
-def _errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        number = error.errno or 0
-        raise Unavailable("tsm.kernel", f"The kernel could not {what}.", errno=number) from None
-
-
-@dataclass(frozen=True)
-class Quote:
-    """``tee``: snp or tdx. ``report``: what the hardware signed. ``auxiliary``: on SNP the host's certificate table."""
-
-    tee: str
-    report: bytes
-    auxiliary: bytes
-
-
-def make_quote(files: Files, data: bytes) -> Quote:
-    """A fresh report over ``data`` (64 bytes), in an entry of its own. Raises Unavailable for every failure.
-
-    The kernel counts writes in ``generation``: if that isn't what it must be after ours, somebody else wrote to this
-    entry, or one of our writes was lost, and what was read may be over other data.
-    """
-    if len(data) != _DATA:
-        raise Malformed("tsm.data", f"A report is made over exactly {_DATA} bytes.")
-    entry = f"cloister-{random_bytes(8).hex()}"
-    files.make(entry)
-    try:
-        before = _number(files, entry, "generation")
-        writes = _choose_privilege(files, entry)
-        files.write(entry, "inblob", data)
-        report = _must(files, entry, "outblob", _MAX_BLOB)
-        auxiliary = files.read(entry, "auxblob", _MAX_BLOB) or b""
-        provider = _must(files, entry, "provider", _MAX_TEXT).decode("ascii", "replace").strip()
-        if _number(files, entry, "generation") != before + writes + 1:
-            raise Unavailable("tsm.conflict", "Another program changed the report while it was made; try again.")
-    finally:
-        # An entry that stays behind costs a little kernel memory; the failure that matters is the one above.
-        with contextlib.suppress(Unavailable):
-            files.remove(entry)
-    tee = _PROVIDERS.get(provider)
-    if tee is None:
-        raise Unavailable("tsm.provider", "This guest's attestation driver is neither SEV-SNP's nor TDX'.")
-    return Quote(tee, report, auxiliary)
-
-
-def _choose_privilege(files: Files, entry: str) -> int:
-    """Under a service module the guest may only ask for its own privilege level (VMPL); how many writes that took."""
-    floor = files.read(entry, "privlevel_floor", _MAX_TEXT)
-    if floor is None or _parse(floor) == 0:
-        return 0
-    files.write(entry, "privlevel", floor.strip())
-    return 1
-
-
-def _must(files: Files, entry: str, attribute: str, limit: int) -> bytes:
-    found = files.read(entry, attribute, limit)
-    if not found:
-        raise Unavailable(
-            "tsm.attribute", f"The kernel shows no {attribute} of a report; Linux 6.7 or newer is needed."
-        )
-    return found
-
-
-def _number(files: Files, entry: str, attribute: str) -> int:
-    return _parse(_must(files, entry, attribute, _MAX_TEXT))
-
-
-def _parse(text: bytes) -> int:
-    digits = text.strip()
-    if not digits.isdigit() or len(digits) > 20:
-        raise Unavailable("tsm.attribute", "The kernel shows something other than a number where one belongs.")
-    return int(digits)
+_MAX_CCEL: Final = 96 * 1024  # as of a TPM's: a verifier takes more, but the event log needs room too
 
 
 def certificate_table(table: bytes) -> list[Certificate]:
@@ -200,24 +61,41 @@ class TsmAttester:
     """See ``attestation.ports.Attester``, for a SEV-SNP or TDX guest. Thread-safe.
 
     ``agent_measurement``: 32 bytes, this agent's own word; what counts is the guest's launch measurement. ``boot_log``:
-    a TDX guest's CCEL event log, if the verifier shall see it. One report is made at once, to learn which platform and
-    which attester this is. Raises Unavailable where there is no configfs-tsm.
+    where a TDX guest's CCEL event log is, which goes along where it explains the registers. ``devices``: what is handed
+    to each sandbox. One report is made at once, to learn which platform and which attester this is. Raises Unavailable
+    where there is no configfs-tsm.
     """
 
-    def __init__(self, agent_measurement: bytes, *, files: Files | None = None, boot_log: bytes = b"") -> None:
+    def __init__(
+        self,
+        agent_measurement: bytes,
+        *,
+        files: Files | None = None,
+        boot_log: Path | None = None,
+        devices: Devices | None = None,
+    ) -> None:
         self._files = files or ConfigFs()
-        self._boot_log = boot_log
+        self._devices = devices or Devices()
         self._lock = threading.Lock()
         self._usable = True
         self._journal = Journal(agent_measurement)
-        first = make_quote(self._files, bytes(_DATA))
+        first = make_quote(self._files, bytes(DATA))
         self.tee = first.tee
         self._attester_id = _identify(first)
+        self._agent, self._booted = _launched(first)
+        self._boot_log = b""
+        if boot_log is not None and self._booted:
+            self._boot_log = explaining_ccel(boot_log, self._booted, limit=_MAX_CCEL)
 
     @property
     def attester_id(self) -> str:
         """64 hex digits: the chip or platform; under a cloud provider's key (VLEK) the provider."""
         return self._attester_id
+
+    @property
+    def agent(self) -> str:
+        """64 hex digits: what a contract names as the agent, the digest over this guest's launch measurements."""
+        return self._agent
 
     def extend_launch(
         self, instance: bytes, measurement: bytes, contract: bytes, job: bytes, *, exclusive: bool = False
@@ -225,14 +103,17 @@ class TsmAttester:
         """Record a sandbox before it starts. Denied for a used instance id, or where one must be alone and isn't."""
         with self._lock:
             self._check_usable()
-            self._journal.commit(self._journal.prepare(instance, measurement, contract, job, exclusive=exclusive))
+            gpus = self._devices.hand_out()
+            event = self._journal.prepare(instance, measurement, contract, job, gpus=gpus, exclusive=exclusive)
+            self._journal.commit(event)
 
     def evidence(self, instance: bytes, nonce: str, tee_pubkey: Mapping[str, Any]) -> dict[str, Any]:
         """Evidence in wire form for a running sandbox; Denied for any other, Malformed for a bad nonce or key."""
+        found = self._devices.evidence(nonce, tee_pubkey)
         with self._lock:
             self._check_usable()
-            additional = self._journal.additional(instance)
-            data = report_data(nonce, tee_pubkey, additional) + bytes(_DATA // 2)
+            additional = beside(self._journal.additional(instance), found)
+            data = report_data(nonce, tee_pubkey, additional) + bytes(DATA // 2)
             quote = make_quote(self._files, data)
         if quote.tee != self.tee:
             raise Unavailable(
@@ -240,14 +121,32 @@ class TsmAttester:
             )
         if data not in quote.report:
             raise Unavailable("tsm.report", "The kernel gave a report over other data than was asked for; try again.")
-        return Evidence(self.tee, self._primary(quote), additional).to_wire()
-
-    def _primary(self, quote: Quote) -> dict[str, Any]:
         if quote.tee == "snp":
             chosen = _endorsements(_parsed(quote), certificate_table(quote.auxiliary))
-            return {"report": _base64(quote.report), "certificates": [_base64(c.der) for c in chosen]}
-        log = {"cc_eventlog": _base64(self._boot_log)} if self._boot_log else {}
-        return {"quote": _base64(quote.report), **log}
+            primary = {"report": _base64(quote.report), "certificates": [_base64(c.der) for c in chosen]}
+            return Evidence(self.tee, primary, additional).to_wire()
+        if self._boot_log and _registers(_trust_domain(quote)) == self._booted:
+            # It says more about the boot, but is never the reason why there is no evidence; see ``node.attester``.
+            with contextlib.suppress(Malformed):
+                log = {"cc_eventlog": _base64(self._boot_log)}
+                return Evidence(self.tee, {"quote": _base64(quote.report), **log}, additional).to_wire()
+        return Evidence(self.tee, {"quote": _base64(quote.report)}, additional).to_wire()
+
+    @property
+    def stock_tee(self) -> str:
+        """KBS names these platforms as we do."""
+        return self.tee
+
+    def stock_evidence(self, nonce: str, tee_pubkey: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+        """See ``attestation.guests.StockAttester``: about this whole guest, with no word of a sandbox."""
+        data = asked(nonce, tee_pubkey, algorithm)
+        with self._lock:
+            self._check_usable()
+            quote = make_quote(self._files, data)
+        if quote.tee != self.tee or data not in quote.report:
+            raise Unavailable("tsm.report", "The kernel gave a report over other data than was asked for; try again.")
+        leaf = _endorsements(_parsed(quote), certificate_table(quote.auxiliary))[:1] if quote.tee == "snp" else []
+        return stock_wire(quote, leaf)
 
     def retire(self, instance: bytes) -> None:
         """The sandbox ended: no more evidence for it. Its event stays in the log."""
@@ -275,6 +174,31 @@ def _parsed(quote: Quote) -> snp.Report:
         return snp.parse_report(quote.report)
     except Malformed as error:
         raise Unavailable("tsm.report", f"The kernel gave no report of a known form ({error.code}).") from None
+
+
+def _trust_domain(quote: Quote) -> tdx.TdReport:
+    try:
+        body = tdx.parse_quote(quote.report).body
+    except (Malformed, Untrusted) as error:
+        raise Unavailable("tsm.report", f"The kernel gave no quote of a known form ({error.code}).") from None
+    if not isinstance(body, tdx.TdReport):
+        raise Unavailable("tsm.report", "The kernel gave a quote of an enclave where one of this guest belongs.")
+    return body
+
+
+def _registers(body: tdx.TdReport) -> dict[int, bytes]:
+    """The RTMRs that a boot log explains."""
+    return dict(enumerate(body.rtmrs[:3]))
+
+
+def _launched(quote: Quote) -> tuple[str, dict[int, bytes]]:
+    """The agent's digest as a verifier will name it (``models.guest_digest``), and a trust domain's boot registers."""
+    if quote.tee == "snp":
+        return guest_digest("snp", {"launch": _parsed(quote).measurement.hex()}), {}
+    body = _trust_domain(quote)
+    booted = _registers(body)
+    measured = {"mrtd": body.mr_td.hex(), **{f"rtmr{number}": value.hex() for number, value in booted.items()}}
+    return guest_digest("tdx", measured), booted
 
 
 def _endorsements(report: snp.Report, table: list[Certificate]) -> list[Certificate]:
