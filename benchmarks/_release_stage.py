@@ -34,6 +34,7 @@ OWNER = "hospital"  # whose broker is measured
 RUNS = 32  # of one contract: a broker reads the runs of the contract in question, so a realistic number
 PER_NODE = 8  # clients of one node: its TPM makes one quote at a time
 LAUNCHES = 64  # of one node between two starts of its agent: evidence grows with them
+SPREAD = 1_000  # seconds over which the runs' statements were made
 _BATCH = 4096
 
 
@@ -58,7 +59,7 @@ class Stage:
 def prepare(folder: Path, jobs: int, nodes: int) -> Stage:
     """Build both parties in memory-backed ``folder`` and let them sign what the runs need."""
     clock = FakeClock()
-    clock.now = int(time.time())
+    clock.now = began = int(time.time())
     states = [folder / f"node{number}" for number in range(nodes)]
     ids = []
     for state in states:
@@ -68,7 +69,7 @@ def prepare(folder: Path, jobs: int, nodes: int) -> Stage:
     contract_fields = world.contract_fields
 
     def fields(**changes: Any) -> dict[str, Any]:
-        made = contract_fields(**{"not_before": clock.now - 100, "expires": clock.now + 86_400, **changes})
+        made = contract_fields(**{"not_before": began - 2 * SPREAD, "expires": began + 86_400, **changes})
         return {**made, "runs": RUNS, "lease_seconds": 3600, "platform": {**made["platform"], "attesters": sorted(ids)}}
 
     world.contract_fields = fields  # type: ignore[method-assign]
@@ -76,9 +77,12 @@ def prepare(folder: Path, jobs: int, nodes: int) -> Stage:
     try:
         made: list[Spendable] = []
         while len(made) < jobs:
+            clock.now = began
             contract = world.sign(fields(name=f"bench-{len(made)}"))
-            statements = [_statement(world, name, contract) for name in sorted(world.parties)]
             for _ in range(RUNS):
+                # Every run asks for its own, which nobody has verified before.
+                clock.now = began - len(made) % SPREAD
+                statements = [_statement(world, name, contract) for name in sorted(world.parties)]
                 envelope = world.hospital.broker.agreements.sign_job(contract.envelope, recipe_document(), OUTPUT)
                 made.append(Spendable(contract, read_job(envelope, contract), statements))
         return Stage(folder / "world" / OWNER, made[:jobs], states)

@@ -4,7 +4,8 @@
 
 A release is the whole protocol on loopback by the workload's own client code: a TLS connection, KBS request, challenge,
 a quote by a real software TPM, attestation, one key with its log receipt, receipt checked and key opened. Each is the
-first of a job of its own, at a broker that is a process of its own, with a durable log on the disk of ``--folder``.
+first of a job of its own, with statements of its own, at a broker that is a process of its own, with a durable log on
+the disk of ``--folder``. The node's agent is part of the client's process here: its socket and its tunnel are left out.
 
 ``release_vs_floor`` compares, in turns, one client's releases with the floor: one quote, one append of the same entry
 with an fsync, and HTTPS requests of the same sizes, with the same libraries, to a process that only answers;

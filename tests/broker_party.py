@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cloister.attestation import Verifier
+from cloister.attestation.guests import GuestJudge
 from cloister.attestation.insecure import InsecureAttestationWarning, InsecureAttester, InsecureVerifier
 from cloister.audit import Facts, parse_event
 from cloister.broker import Broker, Limits, Settings, create_home
 from cloister.contracts import Terms, parse_recipe
 from cloister.crypto import Argon2Params, SigningKey, random_bytes
+from cloister.errors import Unavailable
 from cloister.sealed import Sealed, SealIdentity, seal_object
 
 NOW = 1_790_000_000
@@ -76,6 +79,8 @@ class Party:
     clock: FakeClock
     judges: Mapping[str, Verifier]
     limits: Limits = field(default_factory=lambda: Limits(heads_interval=3600.0, peer_seconds=30.0))
+    # Of guests that speak plain KBS; None: the owner has not switched them on.
+    guests: Mapping[str, GuestJudge] | None = None
     broker: Broker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,10 +90,10 @@ class Party:
 
     @property
     def settings(self) -> Settings:
-        return Settings(self.home, limits=self.limits)
+        return Settings(self.home, limits=self.limits, stock_guests=self.guests is not None)
 
     def start(self) -> Broker:
-        self.broker = Broker.start(self.settings, PASSPHRASE, clock=self.clock, judges=self.judges)
+        self.broker = Broker.start(self.settings, PASSPHRASE, clock=self.clock, judges=self.judges, guests=self.guests)
         return self.broker
 
     def restart(self) -> Broker:
@@ -97,6 +102,8 @@ class Party:
 
     def log(self) -> list[Facts]:
         log = self.broker.core.ledger.log
+        with suppress(Unavailable):  # a log that can't be written still shows what it has
+            log.settle()
         return [parse_event(entry) for entry in log.entries(0, log.size)]
 
     def kinds(self) -> list[str]:

@@ -104,7 +104,7 @@ def test_the_state_fails_after_the_log_and_the_process_goes_on(world: World, mon
     """A full disk for the database alone: the next turn finishes what the log has before it decides anything."""
     workload, cookie = begun(world)
 
-    def unreachable(*_: Any) -> NoReturn:
+    def unreachable(*_: Any, **__: Any) -> NoReturn:
         raise Unavailable("state.unreachable", "The broker's state can't be written.")
 
     monkeypatch.setattr(State, "apply", unreachable)
@@ -125,7 +125,9 @@ def test_a_receipt_that_does_not_prove_the_entry(world: World, monkeypatch: pyte
     monkeypatch.setattr(
         log,
         "append",
-        lambda entry: (real(entry), log.receipt(0))[1].__class__(b"another entry", 0, log.receipt(0).proof, log.head()),
+        lambda entry, **more: (real(entry, **more), log.receipt(0))[1].__class__(
+            b"another entry", 0, log.receipt(0).proof, log.head()
+        ),
     )
     unwrapped: list[bytes] = []
     monkeypatch.setattr(world.hospital.broker.core.assets, "unwrap_secret_dek", unwrapped.append)

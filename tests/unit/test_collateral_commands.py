@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloister.cli.app import main
-from cloister.cli.evidence import moment
+from cloister.cli.options import moment
 from cloister.client.evidence import PLATFORMS, Given, verify_evidence
 from cloister.errors import CloisterError, Malformed, Misuse
 from tests.adversarial import evidence_forge

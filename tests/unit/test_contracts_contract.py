@@ -18,7 +18,8 @@ from cloister.contracts import (
     make_card,
     read_contract,
 )
-from cloister.crypto import Envelope, SigningKey, canonical_json, sign_document
+from cloister.crypto import Envelope, SigningKey, canonical_json, dsse, sign_document
+from cloister.crypto.memory import forget
 from cloister.errors import CloisterError, Denied, Malformed, Untrusted
 from tests.bundles import HOSPITAL, LAB, NOW, PINS, contract_fields, make_contract
 
@@ -134,6 +135,44 @@ def test_a_signature_is_missing(signers: Any) -> None:
     with pytest.raises(Denied) as refused:
         check_signatures(make_contract(*signers), PINS)
     assert refused.value.code == "contract.unsigned"
+
+
+def with_signatures(*signatures: tuple[str, bytes]) -> Contract:
+    envelope = make_contract().envelope
+    return read_contract(Envelope(CONTRACT_TYPE, envelope.payload, signatures))
+
+
+def test_key_ids_are_hints_and_junk_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty strangers' signatures, and many that name nobody: at most three are tried for each party."""
+    forget()
+    seen: list[bytes] = []
+    genuine = dsse.verify_ed25519
+
+    def counted(key: bytes, message: bytes, signature: bytes) -> None:
+        seen.append(signature)
+        genuine(key, message, signature)
+
+    monkeypatch.setattr(dsse, "verify_ed25519", counted)
+    first, second = make_contract().envelope.signatures
+    strangers = [(f"{n:064x}", bytes(64)) for n in range(60)]
+    check_signatures(with_signatures(*strangers, first, second), PINS)
+    assert seen == [first[1], second[1]]
+    check_signatures(with_signatures(("", first[1]), ("", second[1])), PINS)
+    del seen[:]
+    nobodys = [("", bytes([n]) * 64) for n in range(62)]
+    check_signatures(with_signatures(*nobodys, second, first), PINS)
+    with pytest.raises(Denied) as refused:
+        check_signatures(with_signatures(*nobodys, ("", first[1]), ("", second[1])), PINS)
+    assert refused.value.code == "contract.unsigned"
+    assert len(seen) <= 3 * len(PINS)
+
+
+def test_a_signature_under_another_partys_name() -> None:
+    (hospital, _), (lab, signature) = make_contract().envelope.signatures
+    for signatures in ([(hospital, signature), (lab, signature)], [(lab, signature), (lab, signature)]):
+        with pytest.raises(Denied) as refused:
+            check_signatures(with_signatures(*signatures), PINS)
+        assert refused.value.code == "contract.unsigned"
 
 
 def test_a_party_is_not_pinned() -> None:

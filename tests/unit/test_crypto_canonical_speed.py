@@ -6,7 +6,7 @@ import enum
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cloister.crypto import canonical, canonical_json, parse_canonical, parse_json
@@ -41,7 +41,7 @@ class Shout(str):
 
 @pytest.mark.parametrize("value", [Colour.RED, [Colour.RED], {"a": Shout("x")}, {Shout("k"): 1}])
 def test_subclasses_take_the_plain_way(value: Any) -> None:
-    assert not canonical._is_plain(value, 0)
+    assert not canonical._is_plain(value)
     assert canonical_json(value) == canonical._encode(value, 0).encode()
 
 
@@ -70,6 +70,10 @@ def depth(data: bytes) -> int:
 PIECES = st.sampled_from([b"[", b"{", b"]", b"}", b'"', b"\\", b"a", b"\n", b'\\"', b"[" * 20, b"]" * 20, b'"' * 3])
 
 
+@example(b"{[" * 17 + b"]}" * 17)
+@example(b"{[" * 16 + b"]}" * 16)
+@example(b"[" * 16 + b'"]]]"' + b"[" * 17 + b"]" * 33)
+@example(b'["' + b"[" * 40 + b'"' + b"[]" * 40 + b"]")
 @given(st.lists(PIECES, max_size=60).map(b"".join))
 def test_nesting_is_counted_outside_text_only(data: bytes) -> None:
     if depth(data) <= canonical._MAX_DEPTH:

@@ -1,9 +1,10 @@
 """The key broker: one process per party, which alone can unwrap the party's data keys.
 
-The tour. Pure: ``decision`` (may this instance have this key, lease, checkpoint?), ``kbs_request`` and ``init_data``
-(strict reading). Durable: ``record`` (where state and log lie: ``state`` over ``tables`` in SQLite, or ``shared`` by
-replicas in a ``database``, with ``sequence``, ``overdue``, ``seen``, ``migration``), ``ledger`` (announce, log, apply:
-the one sequencer; ``refusals`` says how many of those it logs), ``startup`` (is what lies here the newest?). Services:
+The tour. Pure: ``decision`` (may this instance have this key, lease, checkpoint?), ``decided`` (the same, nothing
+twice), ``release_words``, ``kbs_request`` and ``init_data`` (strict reading). Durable: ``record`` (where state and log
+lie: ``state`` over ``tables`` in SQLite, with ``lookups`` and ``writes``, or ``shared`` by replicas in a ``database``,
+with ``sequence``, ``overdue``, ``seen``, ``migration``), ``ledger`` (log, apply: the one sequencer; ``refusals`` says
+how many of those it logs), ``startup`` (is what lies here the newest?). Services:
 ``party`` (own keys, card, pins), ``assets``, ``agreements`` (contracts, revocations, statements, jobs), ``release``
 (challenge, evidence, key; ``stock`` for guests that aren't ours), ``leases``, ``permits``, ``sessions``, ``witness``
 and ``notices`` (the peers' logs and ours, and revocations), ``peers`` and ``errands`` (talking to them, to several at

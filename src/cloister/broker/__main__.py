@@ -17,7 +17,7 @@ from .app import Broker, RunningBroker
 from .clock import steady_clock
 from .config import Settings, parse_listen
 from .migration import migrate
-from .serving import harden_process
+from .serving import harden_process, share_interpreter
 from .startup import create_home
 
 __all__ = ["main"]
@@ -41,7 +41,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--vault-option", metavar="KEY=VALUE", action="append", default=[], help="where its device or service is"
     )
     parser.add_argument(
-        "--database", metavar="FILE", type=Path, help="the URL of the PostgreSQL that replicas share is in FILE (0600)"
+        "--database",
+        metavar="FILE",
+        type=Path,
+        help="the URL of the PostgreSQL that replicas share is in FILE (0600); - for the second line of standard input",
     )
     parser.add_argument(
         "--fetch-collateral", action="store_true", help="ask vendors for what attestation needs, in the background"
@@ -51,6 +54,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--external-verifiers", metavar="FILE", type=Path, help="pins of verifiers whose results this broker takes"
+    )
+    parser.add_argument(
+        "--stock-guests", action="store_true", help="serve guests that speak plain KBS, where a contract allows them"
     )
     parser.add_argument(
         "--migrate", action="store_true", help="move the home's state and log into the database, say so, and end"
@@ -78,31 +84,48 @@ def _passphrase() -> bytes:
     return line.rstrip(b"\r\n")
 
 
+def _database(file: Path | None) -> Path | None:
+    """Where the URL is: in a file, or in memory that has no name, where it came through the pipe."""
+    if file is None or str(file) != "-":
+        return None if file is None else file.resolve()
+    line = sys.stdin.buffer.readline(_MAX_LINE)
+    if not line.endswith(b"\n"):
+        raise Misuse("broker.database", "Give the database's URL as the second line of standard input.")
+    descriptor = os.memfd_create("database-url", os.MFD_CLOEXEC)
+    os.fchmod(descriptor, 0o600)
+    os.write(descriptor, line)
+    return Path(f"/proc/self/fd/{descriptor}")  # whoever opens it reads it from its beginning
+
+
 def _say(body: dict[str, object]) -> None:
     print(json.dumps(body), flush=True)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
     harden_process()
+    share_interpreter()
     os.umask(0o077)
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # PostgreSQL's client would take from them what the database's file leaves out
     host, port = parse_listen(arguments.listen)
+    driver = _driver(arguments)
+    passphrase = _passphrase()
     settings = Settings(
         arguments.home.resolve(),
         host,
         port,
         allow_insecure_attester=arguments.allow_insecure_attester,
-        vault_driver=_driver(arguments),
-        database=None if arguments.database is None else arguments.database.resolve(),
+        vault_driver=driver,
+        database=_database(arguments.database),
         collateral_grace=max(arguments.collateral_grace, 0),
         fetch_collateral=arguments.fetch_collateral,
         external_verifiers=arguments.external_verifiers,
+        stock_guests=arguments.stock_guests,
     )
-    passphrase = _passphrase()
     if arguments.migrate:
         moved = migrate(settings, passphrase, clock=steady_clock())
-        _say({"aside": [str(path) for path in moved.aside], "entries": moved.entries, "rows": moved.rows})
+        aside = [str(path) for path in moved.aside]
+        _say({"aside": aside, "entries": moved.entries, "ready": True, "rows": moved.rows})
         return
     if arguments.init is not None:
         create_home(settings, arguments.init, passphrase, part_of=arguments.part_of, clock=steady_clock())

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from ..attestation import Verifier
+from ..attestation.guests import GuestJudge
 from ..contracts import Card
 from ..errors import Unavailable
 from .admin import admin_routes
@@ -24,7 +25,7 @@ from .enrolling import Enrolments
 from .enrolling_api import enrolment_routes
 from .fetching import Fetcher, Refresher, Sources
 from .http import application
-from .judging import Judges, judges_of
+from .judging import Judges, guest_judges_of, judges_of
 from .kbs import kbs_routes
 from .knowledge import Knowledge
 from .leases import Leases
@@ -42,6 +43,8 @@ from .rootkeys import remembered_revision
 from .serving import https_server, listen_tcp, listen_unix, owner_server, serve_until, tls_context
 from .sessions import Sessions
 from .startup import Opened, open_home
+from .stock import StockGuests
+from .trustee_keys import TrusteeKeys, trustee_routes
 from .witness import Heads, Herald
 
 __all__ = ["Broker", "RunningBroker"]
@@ -50,9 +53,16 @@ __all__ = ["Broker", "RunningBroker"]
 class Broker:
     """One party's broker: the services, and the two applications over them. Owns what it opened; close it."""
 
-    def __init__(self, settings: Settings, opened: Opened, clock: Clock, judges: Mapping[str, Verifier] | None) -> None:
-        """``judges``: by platform, instead of those that the settings give. Raises Untrusted("state.rollback") if a
-        peer has seen more of our log than is here."""
+    def __init__(
+        self,
+        settings: Settings,
+        opened: Opened,
+        clock: Clock,
+        judges: Mapping[str, Verifier] | None,
+        guests: Mapping[str, GuestJudge] | None = None,
+    ) -> None:
+        """``judges`` and ``guests`` (of guests without a launch log): by platform, instead of those that the settings
+        give. Raises Untrusted("state.rollback") if a peer has seen more of our log than is here."""
         self.settings = settings
         self._opened = opened
         limits, name = settings.limits, opened.card.name
@@ -70,7 +80,11 @@ class Broker:
         self.refresher = Refresher(self.collateral, Fetcher(Sources()), clock) if settings.fetch_collateral else None
         self.enrolments = Enrolments(ledger, clock)
         chosen = Judges(judges) if judges else judges_of(settings, self.collateral, self.enrolments.keys)
-        self.releases = KeyReleases(self.core, self.sessions, chosen)
+        stock = None
+        if settings.stock_guests:
+            judged = guests if guests is not None else guest_judges_of(settings, self.collateral)
+            stock = StockGuests(self.core, judged, lambda contract: contract.platform.stock_guests)
+        self.releases = KeyReleases(self.core, self.sessions, chosen, stock)
         self.leases = Leases(self.core, self.sessions)
         self.permits = Permits(self.core)
         self.agreements = Agreements(self.core)
@@ -93,11 +107,12 @@ class Broker:
         *,
         clock: Clock | None = None,
         judges: Mapping[str, Verifier] | None = None,
+        guests: Mapping[str, GuestJudge] | None = None,
     ) -> Broker:
         """Open the home, check it, build the services. Raises what ``open_home`` and the peers' check raise."""
         opened = open_home(settings, passphrase)
         try:
-            return cls(settings, opened, clock or steady_clock(), judges)
+            return cls(settings, opened, clock or steady_clock(), judges, guests)
         except BaseException:
             opened.close()
             raise
@@ -121,6 +136,7 @@ class Broker:
         trust = [
             *measurement_routes(self.policies, self.measurements, limits),
             *enrolment_routes(self.enrolments, limits),
+            *trustee_routes(TrusteeKeys(self.core), limits),
         ]
         return application([*admin, *keys, *trust])
 
@@ -141,6 +157,8 @@ def _warnings(settings: Settings, confirmed: int) -> list[str]:
     found = []
     if settings.allow_insecure_attester:
         found.append("Development attestation is accepted: it proves nothing about the machine.")
+    if settings.stock_guests:
+        found.append("Guests that speak plain KBS are served where a contract allows it; what they get can't be ended.")
     if not confirmed:
         found.append(
             "No peer confirmed at start that this broker's state is the newest; contracts above level none get no keys."
@@ -168,7 +186,7 @@ class RunningBroker:
         except BaseException:
             self._public.close()
             raise
-        context = tls_context(broker.core.keys.tls_seed(), broker.card.name)
+        context = tls_context(broker.core.keys.tls_seed(), broker.card.name, stock_guests=settings.stock_guests)
         self._servers = [
             (https_server(broker.public_app(), context, settings.limits), self._public),
             (owner_server(broker.owner_app(), settings.limits), self._owner),

@@ -3,7 +3,8 @@
 No clock, disk or network: ``now`` and everything that the broker knows (``Standing``) are arguments. The numbers are
 the order of DESIGN §2, invariant 2; step 6 (the log) and step 7 (the key) are in ``release``, after these.
 A release runs this three times, with what is known by then: when a workload knocks (1, 2, 5), when it has attested
-(1 to 5), and when it asks for a key (1 to 5, with the key). Nothing that changed in between is overlooked.
+(1 to 5), and when it asks for a key (1 to 5, with the key). Nothing that changed in between is overlooked; ``decided``
+leaves out what nothing has changed for.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ __all__ = [
     "Request",
     "Resource",
     "Standing",
+    "check_gives_keys",
     "check_live",
     "check_unreleased",
     "decide_admission",
     "decide_checkpoint",
+    "decide_evidence",
+    "decide_key",
     "decide_knock",
     "decide_release",
     "decide_renewal",
@@ -166,6 +170,11 @@ def decide_knock(request: Request, standing: Standing, *, now: int) -> None:
 def decide_admission(request: Request, claims: Claims, standing: Standing, *, now: int) -> None:
     """Steps 1 to 5 without the asset. ``claims`` come from a verifier: authentic, fresh and bound to the nonce."""
     decide_knock(request, standing, now=now)
+    decide_evidence(request, claims, standing)
+
+
+def decide_evidence(request: Request, claims: Claims, standing: Standing) -> None:
+    """Steps 3 and 4 of ``decide_admission``, for a request that ``decide_knock`` lets pass now."""
     # 3 and 4. What runs is what the contract names, at its level or above, and it is this instance of this job.
     platform = request.contract.platform
     appraise(
@@ -184,9 +193,19 @@ def decide_admission(request: Request, claims: Claims, standing: Standing, *, no
 
 def decide_release(request: Request, claims: Claims, standing: Standing, resource: Resource, *, now: int) -> Lease:
     """Steps 1 to 5 for one key. Returns the lease under which it goes out: the instance's own, or its first one."""
+    check_gives_keys(request)
+    decide_admission(request, claims, standing, now=now)
+    return decide_key(request, standing, resource, now=now)
+
+
+def check_gives_keys(request: Request) -> None:
+    """Raises Denied for a request that asks for no keys."""
     if request.purpose not in ("release", "resume"):
         raise Denied("session.purpose", "A session for renewal gives no keys.")
-    decide_admission(request, claims, standing, now=now)
+
+
+def decide_key(request: Request, standing: Standing, resource: Resource, *, now: int) -> Lease:
+    """The rest of ``decide_release``, for what ``decide_admission`` lets pass now."""
     # 5. The key belongs to this job.
     _check_resource(request, standing, resource, now=now)
     if standing.instance is not None:

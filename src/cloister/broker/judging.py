@@ -11,13 +11,14 @@ from ..attestation import Claims, DeviceVerifier, Evidence, Verifier
 from ..attestation.collateral import Collateral, Staleness
 from ..attestation.composite import verify_evidence
 from ..attestation.external import PinnedVerifier
-from ..attestation.registry import device_verifiers, verifiers
+from ..attestation.guests import GuestJudge
+from ..attestation.registry import device_verifiers, guest_judges, verifiers
 from ..attestation.tpm import Enrolment
 from ..crypto import parse_json
 from ..errors import Malformed, Misuse
 from .config import Settings
 
-__all__ = ["Judges", "judges_of", "read_pins"]
+__all__ = ["Judges", "guest_judges_of", "judges_of", "read_pins"]
 
 _MAX_PINS: Final = 64 * 1024
 
@@ -50,6 +51,11 @@ def judges_of(settings: Settings, collateral: Collateral, enrolments: Mapping[st
         external=() if settings.external_verifiers is None else read_pins(settings.external_verifiers),
     )
     return Judges(platforms, device_verifiers(collateral, staleness))
+
+
+def guest_judges_of(settings: Settings, collateral: Collateral) -> dict[str, GuestJudge]:
+    """Who judges guests without a launch log; nobody unless the owner switched such guests on."""
+    return guest_judges(collateral, Staleness(grace=settings.collateral_grace)) if settings.stock_guests else {}
 
 
 def read_pins(path: Path) -> list[PinnedVerifier]:

@@ -16,7 +16,8 @@ from typing import Any
 from ..attestation import Evidence, device_data, report_data
 from ..attestation.models import MAX_ADDITIONAL
 from ..contracts import Contract, read_contract, read_job
-from ..crypto import Envelope, frame, hpke_seal, sha256
+from ..crypto import Envelope, frame, sha256
+from ..crypto.hpke import check_hpke_public
 from ..crypto.jwe import check_jwk
 from ..errors import Denied, Malformed
 from ..fields import Fields
@@ -101,7 +102,7 @@ def _request(ours: Any, tee: str, limits: Limits) -> Request:
 
 def _hpke(public: bytes) -> bytes:
     """A key that is no use must not be found out when the log has its entry already. Raises Malformed."""
-    hpke_seal(public, b"", b"")
+    check_hpke_public(public)
     return public
 
 

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
-from ..contracts import Contract, ContractState, read_contract, read_job
+from ..attestation.policy import AppraisalPolicy
+from ..contracts import Card, Contract, ContractState, read_contract, read_job
 from ..crypto import Envelope
 from ..errors import CloisterError
 from .decision import Instance, JobRecord, Lease, Standing
+from .lookups import Mark
 from .party import Parties
 from .policy_store import current_policy, revoked_measurements, stored_approvals
 from .state import Change, Row, State
 
 __all__ = ["Knowledge", "contract_change", "instance_change", "job_change"]
+
+
+_MOST_KNOWN: Final = 256
+_GENERAL: Final = frozenset({"assets", "facts", "pins"})  # the tables that ``_General`` is read from
+
+
+@dataclass(frozen=True)
+class _General:
+    """The part of a ``Standing`` that no contract, job or instance changes."""
+
+    owner: str
+    pinned: dict[str, Card]
+    compromised: frozenset[str]
+    newest: Mapping[str, bytes]
+    shredded: frozenset[bytes]
+    ends: Mapping[bytes, int]
+    policy: AppraisalPolicy
+    revoked: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """See ``ContractState.jobs``: how many there are, and those ``named`` of them that somebody asks about."""
+
+    number: int
+    named: frozenset[bytes]
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __contains__(self, job: object, /) -> bool:
+        return job in self.named
 
 
 class Knowledge:
@@ -24,16 +59,24 @@ class Knowledge:
         self._parties = parties
         self.witnessed = witnessed
         self._used: dict[str, frozenset[bytes]] = {}  # by job; what a job names never changes
+        self._general: tuple[Mark, _General] | None = None
+        self._known: tuple[Mark, dict[tuple[bytes, bytes, bytes], Standing]] = ((-1, ""), {})
 
     def contract_state(self, contract: Contract) -> ContractState:
+        """As to runs that are not admitted yet: of the others it tells the number only."""
+        pinned, compromised = self._parties.pinned(), self._parties.compromised()
+        return self._contract_state(contract, pinned, compromised, frozenset())
+
+    def _contract_state(
+        self, contract: Contract, pinned: dict[str, Card], compromised: frozenset[str], admitted: frozenset[bytes]
+    ) -> ContractState:
         row = self.contract_row(contract.digest)
-        jobs = self._state.rows("jobs", contract=contract.digest.hex())
         return ContractState(
-            pinned=self._parties.pinned(),
-            compromised=self._parties.compromised(),
+            pinned=pinned,
+            compromised=compromised,
             revoked_by=None if row is None else row["revoked_by"],
             newest_serial=self.newest_serial(contract.name, "complete"),
-            jobs=frozenset(bytes.fromhex(job["digest"]) for job in jobs),
+            jobs=_Runs(self._state.count("jobs", contract=contract.digest.hex()), admitted),
         )
 
     def newest_serial(self, name: str, stage: str) -> int:
@@ -41,22 +84,70 @@ class Knowledge:
         return max((row["serial"] for row in self._state.rows("contracts", name=name, **{stage: 1})), default=0)
 
     def standing(self, contract: Contract, job: bytes, instance: bytes) -> Standing:
-        return self._state.glance(lambda: self._standing(contract, job, instance))
+        """What is known now. Read anew after any change of the state, by whomever: its mark in the database says so.
 
-    def _standing(self, contract: Contract, job: bytes, instance: bytes) -> Standing:
-        owner, assets = self._parties.card.name, self._state.rows("assets")
-        return Standing(
-            owner=owner,
-            state=self.contract_state(contract),
-            job=self.job(job),
-            instance=self.instance(instance),
-            permitted=self.permitted(job),
+        A standing holds nothing that passes with time: a decision gets the time besides.
+        """
+        return self._state.glance(lambda: self._now(contract, job, instance))
+
+    def _now(self, contract: Contract, job: bytes, instance: bytes) -> Standing:
+        mark, asked = self._state.mark(), (contract.digest, job, instance)
+        since, known = self._known
+        found = known.get(asked) if since == mark else None
+        if found is None or found.witnessed != self.witnessed:
+            found = self._standing(contract, job, instance, self._general_at(mark))
+            if self._state.mark() == mark:  # else something changed while it was read, and nobody else gets it
+                self._keep(mark, asked, found)
+        return found
+
+    def _keep(self, mark: Mark, asked: tuple[bytes, bytes, bytes], found: Standing) -> None:
+        since, known = self._known
+        if since != mark:
+            self._known = (mark, {asked: found})
+        elif len(known) < _MOST_KNOWN:
+            known[asked] = found
+
+    def _general_at(self, mark: Mark) -> _General:
+        """What is the same for all runs. It outlives changes that this process made in other tables."""
+        if self._general is not None:
+            since, known = self._general
+            touched = frozenset() if since == mark else self._state.touched(since[0], mark[0])
+            if touched is not None and not touched & _GENERAL:
+                self._general = (mark, known)
+                return known
+        found = self._read_general()
+        if self._state.mark() == mark:
+            self._general = (mark, found)
+        return found
+
+    def _read_general(self) -> _General:
+        assets = self._state.rows("assets")
+        return _General(
+            owner=self._parties.card.name,
+            pinned=self._parties.pinned(),
+            compromised=self._parties.compromised(),
             newest=_newest(assets),
             shredded=frozenset(bytes.fromhex(row["digest"]) for row in assets if row["shredded"] is not None),
             ends={bytes.fromhex(row["digest"]): int(row["keep_until"]) for row in assets},
-            witnessed=self.witnessed,
             policy=current_policy(self._state),
             revoked=frozenset(revoked_measurements(self._state)),
+        )
+
+    def _standing(self, contract: Contract, job: bytes, instance: bytes, general: _General) -> Standing:
+        known = self.job(job)
+        admitted = frozenset({job} if known is not None else ())
+        return Standing(
+            owner=general.owner,
+            state=self._contract_state(contract, general.pinned, general.compromised, admitted),
+            job=known,
+            instance=self.instance(instance),
+            permitted=self.permitted(job),
+            newest=general.newest,
+            shredded=general.shredded,
+            ends=general.ends,
+            witnessed=self.witnessed,
+            policy=general.policy,
+            revoked=general.revoked,
             approvals=stored_approvals(self._state, contract.digest),
         )
 
@@ -73,9 +164,10 @@ class Knowledge:
 
     def permitted(self, job: bytes) -> bytes | None:
         """The instance of this job whose output has our permit."""
-        permits = {row["instance"] for row in self._state.rows("permits")}
-        own = [i.instance for i in self.instances(job=job.hex()) if i.instance.hex() in permits]
-        return own[0] if own else None
+        for known in self.instances(job=job.hex()):
+            if self._state.row("permits", instance=known.instance.hex()) is not None:
+                return known.instance
+        return None
 
     def instances(self, **where: Any) -> list[Instance]:
         return [_instance(row) for row in self._state.rows("instances", **where)]

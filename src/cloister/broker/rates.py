@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 
 from ..errors import Unavailable
 
@@ -60,6 +61,7 @@ class Rates:
         return name
 
 
+@lru_cache(maxsize=4096)  # asked for a connection and each of its requests
 def source_of(address: str) -> str:
     """What counts as one sender: an IPv4 address, or the /64 that an IPv6 host can choose its addresses from."""
     try:

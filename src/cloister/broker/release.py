@@ -17,6 +17,7 @@ from ..contracts import check_signatures
 from ..crypto import canonical_json, frame, hpke_seal, jwe_encrypt, random_bytes
 from ..errors import CloisterError, Denied
 from .core import Core
+from .decided import Decided
 from .decision import (
     Instance,
     JobRecord,
@@ -24,9 +25,6 @@ from .decision import (
     Request,
     Resource,
     Standing,
-    decide_admission,
-    decide_knock,
-    decide_release,
     reference_values,
     relevant_approvals,
 )
@@ -35,6 +33,7 @@ from .judging import Judges
 from .kbs_request import Attestation, Knock, read_attestation, read_knock, resource_named, sent_nonce
 from .knowledge import contract_change, instance_change, job_change
 from .rates import RATE_CODES, Rates, too_many
+from .release_words import names_of, newest_checkpoint, release_details
 from .rootkeys import check_shares
 from .sessions import Attested, Channel, Session, Sessions
 from .state import Change
@@ -52,6 +51,8 @@ class KeyReleases:
         self._sessions = sessions
         self._judges = judges
         self._stock = stock
+        # Of the name and the key that this process answers with, which stay as long as it runs.
+        self._name, self._pin = core.parties.card.name, core.parties.card.keys.tls_pin
         limits = core.limits
         self._rates = Rates(limits.contract_rate, limits.contract_burst, names=limits.rate_names)
         sessions.on_stolen = self._stolen
@@ -63,7 +64,7 @@ class KeyReleases:
         session works on connections of that client only. None: a call inside this process.
         """
         now = self._core.clock()
-        request = None
+        request, decided = None, Decided()
         try:
             knock = read_knock(body, self._core.limits)
             if knock.request is None:
@@ -71,7 +72,7 @@ class KeyReleases:
             request = knock.request
             self._paced(request)
             self._judges.check_platform(request.tee)
-            decide_knock(request, self._standing(request), now=now)
+            decided.knock(request, self._standing(request), now=now)
             context = self._binding(request).ctx()
             if channel is not None:
                 channel.check(request.signing)
@@ -81,7 +82,8 @@ class KeyReleases:
             self._refuse("attest.refused", refusal, request, "knock" if self._vouched(request) else None)
             raise
         nonce = make_nonce(context, random_bytes(32))
-        cookie = self._sessions.open(request, nonce, now=now, channel=channel, version=knock.version)
+        session = Session(request, now, nonce, channel, knock.version, decided=decided)
+        cookie = self._sessions.open(session, now=now)
         return cookie, {"extra-params": {"selected-hash-algorithm": "sha256"}, "nonce": nonce}
 
     def _greet_stock(self, knock: Knock, channel: Channel | None, now: int) -> tuple[str, dict[str, Any]]:
@@ -90,7 +92,8 @@ class KeyReleases:
         self._stock.check_knock(knock)
         self._paced(None)
         nonce = base64.b64encode(random_bytes(32)).decode()
-        cookie = self._sessions.open(None, nonce, now=now, channel=channel, version=knock.version, stock=knock.tee)
+        session = Session(None, now, nonce, channel, knock.version, knock.tee)
+        cookie = self._sessions.open(session, now=now)
         return cookie, {"extra-params": {"selected-hash-algorithm": "sha256"}, "nonce": nonce}
 
     def attest(self, cookie: str | None, body: Any) -> str:
@@ -105,13 +108,14 @@ class KeyReleases:
             if request is None:
                 request, claims, standing = self._admit_stock(session, challenge, message)
             else:
-                claims, standing = self._verify(request, challenge, message)
+                claims, standing = self._verify(session, request, challenge, message)
         except CloisterError as refusal:
             self._refuse("attest.refused", refusal, session.asked, "attest")
             raise
-        details = {**_names(request), "attester": claims.attester, "level": claims.level, "tee": claims.tee}
+        details = {**names_of(request), "attester": claims.attester, "level": claims.level, "tee": claims.tee}
         details["policy"] = standing.policy.digest
-        self._core.ledger.append("attest.ok", target=request.instance.hex(), details=details)
+        # Without waiting: it is durable before the entry of any key that the session gets, for the log keeps the order.
+        self._core.ledger.append_soon("attest.ok", target=request.instance.hex(), details=details)
         self._sessions.admit(session, Attested(claims, message.tee_pubkey), now=self._core.clock())
         return result_token(
             claims,
@@ -136,15 +140,13 @@ class KeyReleases:
         request = session.request
         try:
             self._paced(request)
-            if party is not None and party != self._core.parties.card.name:
+            if party is not None and party != self._name:
                 raise Denied("resource.unknown", "This broker serves its own party's resources only.")
             resource = resource_named(kind, tag)
             if session.stock is not None and resource.kind != "asset-key":
                 raise Denied("resource.unknown", "There is no such resource.")
             # Also before a stored answer: what was revoked since is not handed out again.
-            decide_release(request, attested.claims, self._standing(request), resource, now=self._core.clock())
-            if resource.kind != "asset-key":
-                check_shares(self._core.ledger)
+            self._decide(session, attested, resource)
             return self._answer(session, attested, resource)
         except CloisterError as refusal:
             if refusal.code in RATE_CODES:
@@ -183,7 +185,7 @@ class KeyReleases:
     def _binding(self, request: Request) -> Binding:
         return Binding(
             purpose=request.purpose,
-            broker_pin=self._core.parties.card.keys.tls_pin,
+            broker_pin=self._pin,
             contract=request.contract.digest,
             job=request.job.digest,
             instance=request.instance,
@@ -192,7 +194,7 @@ class KeyReleases:
             lease_sequence=request.sequence,
         )
 
-    def _verify(self, request: Request, nonce: str, message: Attestation) -> tuple[Claims, Standing]:
+    def _verify(self, session: Session, request: Request, nonce: str, message: Attestation) -> tuple[Claims, Standing]:
         """Steps 1 to 5 with evidence, without an asset yet. ``nonce`` is the session's own."""
         # 4. The nonce commits to what this session asked for, and the report to nonce, key and event log.
         check_nonce(nonce, self._binding(request).ctx())
@@ -205,7 +207,7 @@ class KeyReleases:
             # Nothing here depends on it, the nonce binds contract and job. But what is shown must be true.
             check_shown(message.init_data, claims.devices)
         standing = self._standing(request)
-        decide_admission(request, claims, standing, now=now)
+        session.decided.admission(request, claims, standing, now=now)
         return claims, standing
 
     def _admit_stock(self, session: Session, nonce: str, message: Attestation) -> tuple[Request, Claims, Standing]:
@@ -216,32 +218,29 @@ class KeyReleases:
         request, claims = self._stock.admit(session.stock, nonce, message, now=now)
         session.asked = request  # what the log shall name, whatever is decided; nothing goes out before ``attested``
         standing = self._standing(request)
-        decide_admission(request, claims, standing, now=now)
+        session.decided.admission(request, claims, standing, now=now)
         return request, claims, standing
+
+    def _decide(self, session: Session, attested: Attested, resource: Resource) -> tuple[int, Standing, Lease]:
+        """Steps 1 to 5 for one key, by what is known now."""
+        now, standing = self._core.clock(), self._standing(session.request)
+        lease = session.decided.release(session.request, attested.claims, standing, resource, now=now)
+        if resource.kind != "asset-key":
+            check_shares(self._core.ledger)
+        return now, standing, lease
 
     # Steps 6 and 7.
 
     def _release(self, session: Session, attested: Attested, resource: Resource) -> bytes:
         core, request = self._core, session.request
         with core.ledger.turn():
-            now = core.clock()
-            standing = self._standing(request)
-            lease = decide_release(request, attested.claims, standing, resource, now=now)
-            if resource.kind != "asset-key":
-                check_shares(core.ledger)
+            now, standing, lease = self._decide(session, attested, resource)
+            details = self._details(session, attested, resource, lease)
+            changes = core.ledger.state.glance(lambda: self._changes(request, standing, lease))
             # 6. In the log, durable, and its inclusion proof verified, before any key is touched.
-            details = _release_details(request, attested.claims, resource, lease)
-            if session.stock is not None:
-                details["binding"] = "init-data"
-            epoch = core.assets.epoch(resource.digest)
-            receipt = core.ledger.commit(
-                "key.released",
-                target=resource.digest.hex(),
-                details=details if epoch is None else {**details, "kek_epoch": epoch},
-                changes=self._changes(request, standing, lease),
-            )
+            receipt = core.ledger.commit("key.released", target=resource.digest.hex(), details=details, changes=changes)
         if request.contract.platform.witness_quorum:
-            witnesses = request.contract.witnesses(core.parties.card.name)
+            witnesses = request.contract.witnesses(self._name)
             receipt = core.herald.gather(receipt.index, request.contract.platform.witness_quorum, witnesses)
         # 7. Only now the key itself.
         if session.stock is not None:
@@ -249,8 +248,15 @@ class KeyReleases:
             return jwe_encrypt(attested.tee_pubkey, core.assets.unwrap_secret_dek(resource.digest))
         body = self._sealed(request, resource, lease, receipt)
         body["lease"] = {"expires": lease.expires, "seconds": lease.expires - now, "sequence": lease.sequence}
-        body["checkpoint"] = _checkpoint(standing.job)
+        body["checkpoint"] = newest_checkpoint(standing.job)
         return jwe_encrypt(attested.tee_pubkey, canonical_json(body))
+
+    def _details(self, session: Session, attested: Attested, resource: Resource, lease: Lease) -> dict[str, str | int]:
+        details = release_details(session.request, attested.claims, resource, lease)
+        if session.stock is not None:
+            details["binding"] = "init-data"
+        epoch = self._core.assets.epoch(resource.digest)
+        return details if epoch is None else {**details, "kek_epoch": epoch}
 
     def _changes(self, request: Request, standing: Standing, lease: Lease) -> list[Change]:
         """What a release changes: the run is admitted, its newest instance is this one, and an older one is cut."""
@@ -278,14 +284,14 @@ class KeyReleases:
         if resource.kind == "asset-key":
             secret = core.assets.unwrap_secret_dek(resource.digest)
         else:
-            secret = core.keys.checkpoint_share(core.parties.card.name, contract, job, resource.tag)
+            secret = core.keys.checkpoint_share(self._name, contract, job, resource.tag)
         sealed = hpke_seal(request.hpke, secret, info)
         return {"receipt": receipt.to_wire(), "sealed": base64.b64encode(sealed).decode()}
 
     def _vouched(self, request: Request | None) -> bool:
         """Whether our party and all others signed the contract behind a request: no stranger can make up such ones."""
         parties = self._core.parties
-        if request is None or parties.card.name not in request.contract.parties:
+        if request is None or self._name not in request.contract.parties:
             return False
         try:
             check_signatures(request.contract, parties.pinned())
@@ -298,7 +304,7 @@ class KeyReleases:
     ) -> None:
         """``stage`` is None for a stranger; a session was vouched for when it was opened."""
         target = request.instance.hex() if request is not None else "unread request"
-        details = {**_names(request), **more} if request is not None else more
+        details = {**names_of(request), **more} if request is not None else more
         if request is not None and refusal.code == "asset.shredded":
             # For the owner, whose log this is. Nobody else is told why.
             details = {
@@ -307,33 +313,3 @@ class KeyReleases:
             }
         about = (request.contract.digest, stage) if request is not None and stage is not None else None
         self._core.ledger.refuse(kind, refusal, target=target, details=details, about=about)
-
-
-def _names(request: Request) -> dict[str, str | int]:
-    return {
-        "contract": request.contract.digest.hex(),
-        "instance": request.instance.hex(),
-        "job": request.job.digest.hex(),
-        "purpose": request.purpose,
-        "submitter": request.job.submitter,
-    }
-
-
-def _release_details(request: Request, claims: Claims, resource: Resource, lease: Lease) -> dict[str, str | int]:
-    return {
-        **_names(request),
-        "attester": claims.attester,
-        "level": claims.level,
-        "lease_expires": lease.expires,
-        "lease_sequence": lease.sequence,
-        "measurement": claims.measurement,
-        "resource": resource.digest.hex(),
-        "resource_kind": resource.kind,
-        "signing": request.signing.hex(),
-    }
-
-
-def _checkpoint(job: JobRecord | None) -> dict[str, Any] | None:
-    if job is None or job.checkpoint is None:
-        return None
-    return {"root": job.checkpoint[1].hex(), "step": job.checkpoint[0]}

@@ -12,6 +12,7 @@ from ..attestation import Claims
 from ..crypto import b64url, constant_time_equal, random_bytes
 from ..errors import Denied, Untrusted
 from .config import Limits
+from .decided import Decided
 from .decision import Request
 
 __all__ = ["Attested", "Channel", "Cookie", "Session", "Sessions"]
@@ -70,7 +71,8 @@ class Session:
     channel: Channel | None = None
     version: tuple[int, int, int] = _COMPOSITE
     stock: str | None = None  # its platform
-    cookie: str = ""
+    cookie: str = field(default_factory=lambda: b64url(random_bytes(32)))
+    decided: Decided = field(default_factory=Decided)
     attested: Attested | None = None
     _answers: dict[str, bytes] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -129,26 +131,15 @@ class Sessions:
         self._lock = threading.Lock()
         self.on_stolen: Callable[[Session], None] = lambda _: None
 
-    def open(
-        self,
-        request: Request | None,
-        nonce: str,
-        *,
-        now: int,
-        channel: Channel | None = None,
-        version: tuple[int, int, int] = _COMPOSITE,
-        stock: str | None = None,
-    ) -> str:
-        """The new session's cookie."""
-        cookie = b64url(random_bytes(32))
-        session = Session(request, now, nonce, channel, version, stock, cookie)
+    def open(self, session: Session, *, now: int) -> str:
+        """A new session begins to wait for evidence. Its cookie."""
         with self._lock:
             self._drop_ended(now)
-            self._drop_own(request)
+            self._drop_own(session.asked)
             if len(self._waiting) >= self._half:
                 _make_room(self._waiting)
-            self._waiting[cookie] = session
-        return cookie
+            self._waiting[session.cookie] = session
+        return session.cookie
 
     def admit(self, session: Session, attested: Attested, *, now: int) -> None:
         """The session has attested. It counts from now on, also if knocks pushed it out while evidence was verified."""
@@ -209,13 +200,20 @@ class Sessions:
             del self._waiting[cookie]
 
     def _drop_ended(self, now: int) -> None:
-        for sessions, life in (
-            (self._waiting, self._limits.nonce_seconds),
-            (self._attested, self._limits.session_seconds),
+        """Without looking at all of them: both are in order, and evidence comes within ``nonce_seconds``. One that took
+        longer may stay a moment behind those that have not ended; it takes room, and ``_live`` ends it all the same."""
+        for sessions, life, later in (
+            (self._waiting, self._limits.nonce_seconds, 0),
+            (self._attested, self._limits.session_seconds, self._limits.nonce_seconds),
         ):
-            for cookie, session in list(sessions.items()):
+            ended = []
+            for cookie, session in sessions.items():
                 if now >= session.opened + life:
-                    del sessions[cookie]
+                    ended.append(cookie)
+                elif now < session.opened + life - later:
+                    break
+            for cookie in ended:
+                del sessions[cookie]
 
 
 def _make_room(sessions: dict[str, Session]) -> None:
