@@ -159,6 +159,27 @@ def test_a_running_job_that_holds_the_key_stops_within_a_lease(world: World) -> 
     assert instance.lease.expires <= world.clock() + LEASE
 
 
+def test_a_clock_that_is_set_back_revives_a_lease_over_a_shredded_key(world: World) -> None:
+    """The lease had ended when its asset was shredded, so nothing was cut. Shredding again ends it for good."""
+    running = world.workload().run()
+    world.clock.pass_seconds(LEASE)
+    shred(world)
+    world.clock.pass_seconds(-LEASE)
+    world.hospital.restart()
+    assert world.hospital.broker.leases.checkpoint(running.record(1)), "the lease runs again"
+    told = world.hospital.broker.lifecycle.shredder.shred(NAME, None, SECRET_REASON)
+    assert (told["leases_cut"], told["epochs"]) == (1, [])
+    entry = world.hospital.log()[-1]
+    assert (entry.kind, entry.details["leases_cut"], entry.details["versions"]) == ("asset.shredded", 1, "")
+    with nothing_granted(world.hospital), pytest.raises(Denied) as refused:
+        world.hospital.broker.leases.checkpoint(running.record(2))
+    assert refused.value.code == "lease.cut"
+    size = world.hospital.broker.core.ledger.log.size
+    assert world.hospital.broker.lifecycle.shredder.shred(NAME, None, SECRET_REASON)["leases_cut"] == 0
+    assert world.hospital.broker.core.ledger.log.size == size
+    assert not world.hospital.broker.lifecycle.rotation.pending
+
+
 def test_a_session_that_attested_before_gets_no_key_after(world: World) -> None:
     late, early = world.workload(), world.workload()
     cookie = late.attested(world.hospital)

@@ -11,7 +11,7 @@ import pytest
 from cloister.broker import decided
 from cloister.broker.decided import Decided
 from cloister.broker.decision import Standing
-from cloister.broker.state import Change, State
+from cloister.broker.state import Change, Intent, State
 from cloister.crypto import Envelope, canonical_json
 from cloister.errors import CloisterError, Denied
 from tests.broker_world import LEASE, MEASUREMENT, NOW, Party, Workload, World, nothing_granted
@@ -201,6 +201,23 @@ def test_a_change_that_this_process_did_not_make(world: World) -> None:
     finally:
         theirs.close()
     assert ours.touched(before.revision, ours.mark()[0]) is None
+    assert refused(world, workload, cookie).code == "party.compromised"
+
+
+def test_another_revision_of_the_same_number(world: World) -> None:
+    """A copy that lacked the newest change took over, and a change of its own got that number."""
+    workload, cookie = remembered(world)
+    ours = world.hospital.broker.core.ledger.state
+    theirs = State.open(world.hospital.settings.state, create=False)
+    try:
+        row = theirs.row("pins", name="lab")
+        assert row is not None
+        before = ours.progress()
+        intent = Intent(before.revision, (Change("pins", {**row, "compromised": 1}),))
+        theirs.apply(intent, before.log_size - 1, before.log_size, bytes(32), kept=True)
+    finally:
+        theirs.close()
+    assert ours.mark() == (before.revision, bytes(32).hex())
     assert refused(world, workload, cookie).code == "party.compromised"
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
+from cloister.broker.state import State
 from cloister.contracts import in_force_statement, revocation_envelope
 from cloister.crypto import SigningKey
-from cloister.errors import Denied
+from cloister.errors import Denied, Unavailable
 from tests.adversarial.test_rollback_broker import copy_home, put_back
 from tests.broker_world import Party, World, introduce, nothing_granted, serving
 from tests.patience import until
@@ -40,6 +42,23 @@ def no_key(world: World, party: Party) -> None:
     with nothing_granted(party), pytest.raises(Denied) as refused:
         party.broker.releases.challenge(world.workload().request(statements=statements))
     assert refused.value.code == "contract.revoked"
+
+
+def test_a_revocation_that_only_the_log_has(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state's disk is full, so the tables know nothing of it yet: no word of ours may say "in force" meanwhile."""
+
+    def unreachable(*_: Any, **__: Any) -> NoReturn:
+        raise Unavailable("state.unreachable", "The broker's state can't be written.")
+
+    agreements = world.lab.broker.agreements
+    assert agreements.status(world.contract.digest).statement is not None
+    with monkeypatch.context() as full:
+        full.setattr(State, "apply", unreachable)
+        with pytest.raises(Unavailable):
+            agreements.revoke(world.contract.digest, "no longer wanted")
+        assert revoked_at(world, world.lab) is None
+        answer = agreements.status(world.contract.digest)  # finishes what the log has before it says anything
+    assert (answer.statement, answer.refusal.code if answer.refusal else None) == (None, "contract.revoked")
 
 
 def test_a_peer_is_kept_away_while_a_contract_is_revoked(world: World) -> None:

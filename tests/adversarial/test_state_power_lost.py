@@ -168,6 +168,44 @@ def test_nothing_is_forgotten_that_the_state_could_not_sync(home: Home, monkeypa
     assert [row["entry"] for row in home.state.rows("permits")] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("code", ["state.unreachable", "state.busy"])
+def test_a_sync_that_fails_is_not_tried_again(home: Home, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel forgets what it could not write: the next sync would succeed, and the log drop what the disk lacks."""
+    monkeypatch.setattr(sequence_module, "KEPT_MOST", 2)
+    home.admit(0)
+    home.admit(1)
+
+    def fails(_: State) -> None:
+        raise Unavailable(code, "The disk is bad, or somebody else writes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "sync", fails)
+        with pytest.raises(Unavailable):
+            home.admit(2)
+    if code == "state.busy":
+        home.admit(2)  # nothing was written then
+        return
+    with pytest.raises(Unavailable) as refused:
+        home.admit(2)
+    assert (refused.value.code, sorted(home.log.asides)) == ("audit.unwritable", [0, 1])
+
+
+def test_what_an_ended_process_left_is_written_anew(home: Home, folder: Path) -> None:
+    """It may have ended because a sync failed. So the file itself has all of it before the log forgets."""
+    home.tell("first")
+    for number in range(3):
+        home.admit(number)
+    after = home.lose_power(folder / "after", home.wal())
+    assert reconcile(after.state, after.log, KEY.public) == []
+    assert after.log.asides == {}
+    (folder / "file").mkdir()
+    shutil.copy(after.folder / "state.db", folder / "file" / "state.db")
+    alone = State.open(folder / "file" / "state.db", create=False)
+    assert [row["entry"] for row in alone.rows("permits")] == [1, 2, 3]
+    alone.close()
+    after.close()
+
+
 def test_what_a_turn_announced_in_vain_is_forgotten_although_it_went_on(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +251,10 @@ def test_nothing_more_is_changed_in_a_turn_that_lost_a_step(home: Home, monkeypa
 @pytest.mark.parametrize("change", [
     lambda data: data.replace(b"permits", b"pins"), lambda data: data.replace(b"output", b"secret"),
     lambda data: data.replace(b'"revision": 3', b'"revision": 9'), lambda data: data.replace(b'"x"', b'["x"]'),
+    lambda data: data.replace(b'"revision": 3', b'"revision": 3.0'), lambda data: data.replace(b'"x"', b'"\\ud800"'),
+    lambda data: data.replace(b'"issued": 1', b'"issued": %d' % 2**70),
+    lambda data: data.replace(b'"issued": 1', b'"issued": null'), lambda data: data.replace(b'"output": "x", ', b""),
+    lambda data: data.replace(b'"issued": 1', b'"issued": true'), lambda data: data.replace(b'"row"', b'"rows"'),
     lambda _: b"not json", lambda _: b'{"revision": 3}', lambda _: b"[]", lambda _: b"[" * 100_000,
 ])  # fmt: skip
 def test_what_the_log_keeps_was_changed(

@@ -115,3 +115,16 @@ def test_only_so_many_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert log.size == 0
         log.append_soon(b"5")
         assert log.entries(0, log.size) == [b"%d" % number for number in range(6)]
+
+
+def test_what_comes_while_the_flusher_pauses_is_durable_by_itself_too(tmp_path: Path) -> None:
+    """It is not woken for it: it looks at the queue at the end of its pause."""
+    with create(tmp_path / "log") as log:
+        log.append_soon(b"first")
+        log.append(b"second")  # with it, so that the flusher finds nothing
+        log.append_soon(b"third")
+        until("the entry", lambda: log.size == 3)
+        until("the flusher to rest", lambda: log._resting)
+        log.append_soon(b"fourth")
+        until("the entry", lambda: log.size == 4)
+        assert log.entries(0, 4) == [b"first", b"second", b"third", b"fourth"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloister.broker import database
 from cloister.broker.lookups import _select
 from cloister.broker.state import Change, State
 from cloister.broker.tables import INDEXES
@@ -106,8 +107,29 @@ def test_changes_of_before_this_process_are_not_told(tmp_path: Path, state: Stat
     again = State.open(tmp_path / "state.db", create=False)
     try:
         revision = again.mark()[0]
-        assert again.touched(revision, revision) == frozenset()
+        assert again.touched(revision, revision) is None, "it may be another revision of that number"
         assert again.touched(revision - 1, revision) is None
         assert again.touched(revision, revision - 1) is None
     finally:
         again.close()
+
+
+def test_a_state_that_somebody_else_writes_is_busy_and_not_broken(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = database.create_engine
+    hurry = {"connect_args": {"timeout": 0}}
+    monkeypatch.setattr(database, "create_engine", lambda url, **more: real(url, **{**more, **hurry}))
+    hasty = State.open(tmp_path / "state.db", create=False)
+    other = sqlite3.connect(tmp_path / "state.db")
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(Unavailable) as caught:
+            hasty.sync()
+        assert caught.value.code == "state.busy"
+        other.rollback()
+        hasty.sync()
+        hasty.rewrite()
+    finally:
+        other.close()
+        hasty.close()

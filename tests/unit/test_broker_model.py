@@ -24,7 +24,7 @@ from cloister.contracts.documents import read_revocation
 from cloister.crypto import Envelope
 from cloister.errors import CloisterError
 from tests.broker_model import PARTIES, Book, Deal, Instance, Knock, Run, Session, Statement
-from tests.broker_party import LEASE, NOW, OUTPUT, FakeClock, Party, insecure_judges, recipe_document
+from tests.broker_party import LEASE, NOW, OUTPUT, FakeClock, Party, insecure_attester, insecure_judges, recipe_document
 from tests.broker_world import Workload, World
 from tests.key_chores import Killed, dies_at
 
@@ -32,6 +32,7 @@ pytest_plugins = ["tests.broker_fixtures"]
 
 WRONG = b"\xee" * 32  # a measurement that no contract names
 ASSETS = {"hospital": ("hospital/queries", "dataset"), "lab": ("lab/minilm", "model")}
+NODE = 400  # launches: fewer than a node's log holds
 STEPS = st.integers(1, 8)  # of a commit: before and after each durable step
 PARTY = st.sampled_from(PARTIES)
 
@@ -242,11 +243,19 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(pick=st.integers(0, 99), honest=st.sampled_from([True, True, True, False]))
     def launch(self, pick: int, honest: bool) -> None:
+        if len(self.workloads) % NODE == NODE - 1:
+            self.next_node()
         run = self.runs[-1 - pick % min(4, len(self.runs))]
         more = {} if honest else {"measurement": WRONG}
         contract = self.contracts[run.deal.number]
         workload = self.world.workload(contract=contract, job=self.jobs[run.number], **more)
         self.workloads.append((Instance(len(self.workloads), run, honest), workload))
+
+    def next_node(self) -> None:
+        """An attester's log holds so many launches. Whoever is started from now on, or attests again, is on another."""
+        self.world.attester = insecure_attester()
+        for _, workload in self.workloads:
+            workload.launched = False
 
     @precondition(lambda self: self.workloads)
     @rule(

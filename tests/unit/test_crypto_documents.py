@@ -53,6 +53,18 @@ def test_envelope_round_trips_with_several_signatures() -> None:
     assert envelope.signed_by(KEY) == envelope
 
 
+def test_a_signature_that_stands_under_a_key_id_without_being_that_keys() -> None:
+    """Somebody hands a party what it shall sign, with junk where its signature goes: it would not sign, and believe so,
+    or others would find the junk first."""
+    key, other = SigningKey.generate(), SigningKey.generate()
+    signed = sign_document("t", {}, other)
+    for junk in ((key.public.hex(), bytes(64)), (key.public.hex(), other.sign(b"x"))):
+        mine = Envelope("t", signed.payload, (junk, *signed.signatures, junk)).signed_by(key)
+        assert mine.verify("t", [key.public, other.public]) == [key.public, other.public]
+        assert [keyid for keyid, _ in mine.signatures] == [other.public.hex(), key.public.hex()]
+        assert mine.signed_by(key) is mine
+
+
 def test_keyid_is_only_a_hint() -> None:
     envelope = sign_document(TYPE, {"a": 1}, KEY)
     relabelled = Envelope(envelope.payload_type, envelope.payload, ((OTHER.public.hex(), envelope.signatures[0][1]),))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloister.crypto import HpkePrivateKey, hpke_seal
+from cloister.crypto import HpkePrivateKey, hpke, hpke_seal
 from cloister.crypto.hpke import check_hpke_public
-from cloister.errors import Malformed
+from cloister.errors import Malformed, Untrusted
 
 KEY = HpkePrivateKey.generate()
 PQ, CLASSIC = KEY.public[:1184], KEY.public[1184:]
@@ -58,3 +58,23 @@ def test_any_change_is_judged_alike(bit: int) -> None:
 
 def test_a_key() -> None:
     assert code(KEY.public, seal=False) == "good"
+
+
+def test_only_good_keys_are_remembered_and_few() -> None:
+    hpke._read_public.cache_clear()
+    assert code(KEY.public, seal=False) == code(KEY.public, seal=True) == "good"
+    bad = PQ + SMALL[1].to_bytes(32, "little")
+    for _ in range(3):
+        assert code(bad, seal=True) == code(bad, seal=False) == "hpke.public"
+    found = hpke._read_public.cache_info()
+    assert (found.currsize, found.hits) == (1, 1)
+    assert found.maxsize == 64
+
+
+def test_what_was_remembered_for_one_key_opens_with_no_other() -> None:
+    other = HpkePrivateKey.generate()
+    for key, stranger in ((KEY, other), (other, KEY)):
+        sealed = hpke_seal(bytearray(key.public), b"secret", b"info")  # type: ignore[arg-type]
+        assert key.open(sealed, b"info") == b"secret"
+        with pytest.raises(Untrusted):
+            stranger.open(sealed, b"info")

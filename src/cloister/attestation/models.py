@@ -110,8 +110,10 @@ def _is_small(primary: dict[str, Any]) -> bool:
 
 def _encoded(primary: dict[str, Any], additional: str) -> bytes:
     """Both parts as bytes; canonical JSON also refuses floats, lone surrogates and endless nesting."""
-    canonical_json(additional)
-    return canonical_json(primary) + additional.encode()
+    try:
+        return canonical_json(primary) + additional.encode()
+    except UnicodeEncodeError:
+        raise Malformed("json.text", "Text with a lone surrogate can't be encoded; use valid Unicode.") from None
 
 
 def guest_digest(tee: str, measurements: Mapping[str, str]) -> str:

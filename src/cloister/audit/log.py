@@ -56,6 +56,7 @@ class AuditLog:
         self._busy = False
         self._refusal: str | None = None
         self._flusher: threading.Thread | None = None
+        self._resting = False  # the flusher, until it is woken
 
     @classmethod
     def create(cls, folder: Path, *, origin: str, signer: Signer) -> AuditLog:
@@ -108,7 +109,8 @@ class AuditLog:
                 if self._flusher is None:
                     self._flusher = threading.Thread(target=self._flush, name="audit log", daemon=True)
                     self._flusher.start()
-                self._soon.notify()
+                if self._resting:  # else it looks at the queue in a moment anyway, and waking it costs a hand-over
+                    self._soon.notify()
                 return
         self._append(_Ticket(ticket.entries))
 
@@ -148,7 +150,9 @@ class AuditLog:
         with self._changed:
             while self._refusal is None:
                 if not self._queue:
+                    self._resting = True
                     self._soon.wait()
+                    self._resting = False
                 self._soon.wait_for(lambda: self._refusal is not None, pause)
                 pause = _SOON
                 if self._refusal is None and self._queue and not self._busy:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
 
 from ..crypto import Signer, sha256, verify_ed25519
@@ -20,6 +21,8 @@ __all__ = ["Note", "NoteSignature", "b64", "check_key_name", "key_id", "sign_cos
 ED25519 = 0x01
 COSIGNATURE = 0x04
 _DASH = "\u2014 "
+_NAME = re.compile(r"[^\s+\x00-\x1f]+")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _MAX_TIME = 2**63 - 1  # tlog-cosignature: a timestamp must not exceed it
 
 
@@ -41,8 +44,7 @@ def unb64(text: str, what: str) -> bytes:
 
 def check_key_name(name: str) -> None:
     """Misuse unless ``name`` can stand in a signature line: not empty, no spaces, no plus, no control characters."""
-    bad = any(c.isspace() or c == "+" or ord(c) < 0x20 for c in name)
-    if not name or bad or len(name) > LIMITS.key_name:
+    if not _NAME.fullmatch(name) or len(name) > LIMITS.key_name:
         raise Misuse("note.name", "A log or witness name must not be empty or long, nor hold spaces or plus signs.")
 
 
@@ -92,7 +94,7 @@ class Note:
             size = len(note.encode())
         except UnicodeEncodeError:
             raise Malformed("note.text", "A note is not valid UTF-8.") from None
-        if size > LIMITS.note or any(c < " " and c != "\n" for c in note):
+        if size > LIMITS.note or _CONTROL.search(note):
             raise Malformed("note.text", "A note is too long or holds control characters.")
         text, found, block = note.rpartition("\n\n")
         lines = block.split("\n")

@@ -168,7 +168,12 @@ class Agreements:
         return text
 
     def status(self, digest: bytes) -> Status:
-        """Our word that the contract is in force for us now, or none."""
+        """Our word that the contract is in force for us now, or none. Raises Unavailable where log or state
+        can't be had: a revocation may be logged that the tables lack."""
+        with self._ledger.turn():
+            return self._status(digest)
+
+    def _status(self, digest: bytes) -> Status:
         contract = self._knowledge.contract(digest)
         row = self._knowledge.contract_row(digest)
         if contract is None or row is None:

@@ -30,6 +30,7 @@ __all__ = ["BEGIN", "PostgresDatabase", "SqliteDatabase", "committed", "reachabl
 T = TypeVar("T")
 
 _MAX_ADDRESS = 4096
+_MOST_KEPT = 4  # fewer than the pool has, for the others
 _OLDEST = 140_000  # PostgreSQL 14: idle_session_timeout, which ends a turn whose broker stands still
 # Each statement sees the newest state, and those that matter come after the lock that orders them.
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -41,18 +42,40 @@ _SETTINGS = (
 
 
 class SqliteDatabase:
-    """One file, one process. Writes come one after the other."""
+    """One file, one process. Writes come one after the other.
+
+    Connections are kept at hand: taking one from the pool and giving it back takes longer than most reads. Of those
+    that read each statement is a transaction of its own, so a kept one sees what was committed last, like any other.
+    """
 
     def __init__(self, path: Path) -> None:
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10})
         self._lazy = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10}, pool_size=1)
         self._writing = threading.Lock()
+        self._kept: list[Connection] = []
+        self._most_kept = _MOST_KEPT
+        self._lazily: Connection | None = None
         event.listen(self._engine, "connect", _durable)
         event.listen(self._lazy, "connect", _in_order)
 
     def read(self, query: Callable[[Connection], T]) -> T:
-        with _sqlite_errors(), self._engine.connect() as connection:
-            return query(connection)
+        with _sqlite_errors():
+            try:
+                connection = self._kept.pop()
+            except IndexError:
+                connection = self._engine.connect()
+            try:
+                found = query(connection)
+                if connection.in_transaction():
+                    connection.rollback()
+            except BaseException:
+                connection.close()
+                raise
+            if len(self._kept) < self._most_kept:
+                self._kept.append(connection)
+            else:
+                connection.close()
+            return found
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -63,10 +86,30 @@ class SqliteDatabase:
     def lazily(self) -> Iterator[Connection]:
         """A transaction that a loss of power may undo, together with all lazy ones after it, until the next one that
         is not lazy: all of them go to the one write-ahead log, and what syncs that syncs what it holds already."""
-        with self._writing, _sqlite_errors(), self._lazy.begin() as connection:
-            yield connection
+        with self._writing, _sqlite_errors():
+            connection, self._lazily = self._lazily or self._lazy.connect(), None
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._lazily = connection
+
+    def rewrite(self) -> None:
+        """Everything is in the file itself, and durable, when this returns. Where a sync failed before, the kernel may
+        have forgotten that the write-ahead log isn't on the disk; then a new sync would succeed, and mend nothing."""
+        with self._writing, _sqlite_errors(), self._engine.connect() as connection:
+            busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+        if busy:
+            raise _busy()
 
     def close(self) -> None:
+        self._most_kept = 0
+        while self._kept:
+            self._kept.pop().close()
+        if self._lazily is not None:
+            self._lazily.close()
         self._lazy.dispose()
         self._engine.dispose()
 
@@ -112,6 +155,9 @@ class PostgresDatabase:
             yield connection
 
     lazily = transaction  # here all is one commit anyway
+
+    def rewrite(self) -> None:
+        """The server's: it stops where a sync fails."""
 
     def _begun(self) -> Connection:
         """As ``read``: where the beginning fails, nothing has been done."""
@@ -176,7 +222,7 @@ def reachable() -> Iterator[None]:
 
 
 def _busy() -> Unavailable:
-    return Unavailable("state.busy", "Another replica or request keeps the broker's database busy; try again.")
+    return Unavailable("state.busy", "Another process or request keeps the broker's database busy; try again.")
 
 
 def read_address(path: Path) -> URL:
@@ -272,8 +318,11 @@ def _sqlite_errors() -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
             raise Unavailable("storage.full", "The disk is full; free space, then try again.") from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise _busy() from error
         raise Unavailable(
             "state.unreachable", "The broker's state can't be read or written; look at the disk."
         ) from error

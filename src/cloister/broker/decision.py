@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from ..attestation import Claims, ReferenceValues, appraise
 from ..attestation.appraisal import check_placement
 from ..attestation.policy import DEFAULT_POLICY, AppraisalPolicy
-from ..contracts import Contract, ContractState, Job, check_contract, check_job, check_statement, check_statements
+from ..contracts import (
+    Contract,
+    ContractState,
+    Job,
+    check_contract,
+    check_job,
+    check_statement,
+    check_statements,
+    check_trustee_terms,
+)
 from ..contracts.releases import approved_releases, read_approval
 from ..crypto import Envelope, constant_time_equal
 from ..errors import Denied, Malformed, Untrusted
@@ -161,6 +170,7 @@ def decide_knock(request: Request, standing: Standing, *, now: int) -> None:
     if standing.owner not in contract.owners():
         raise Denied("contract.owner", "This broker's party owns nothing in this contract.")
     check_job(contract, request.job, standing.state)
+    check_trustee_terms(contract, request.job, now=now)
     if standing.shredded & {request.job.data, request.job.base}:
         # Whatever the run holds already: it gets no further key and no further lease.
         raise Denied("asset.shredded", "The key of an asset of this job was destroyed for good; name its next version.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from ..attestation.policy import PolicyDenied
 from ..audit import AuditLog, Outcome, Receipt, encode_event, event
@@ -59,11 +60,14 @@ class Ledger:
         device that signs the log's heads while that is away; then nothing was logged.
         """
 
-        def encode(revision: int) -> bytes:
-            return self._encoded(kind, target=target, details={**details, "revision": revision})
-
         # What no entry can hold is refused while nothing is announced; the longest number stands for the revision.
-        encode(_LONGEST_REVISION)
+        body = self._event(kind, target=target, details={**details, "revision": _LONGEST_REVISION}, outcome="success")
+        _encode(body)
+
+        def encode(revision: int) -> bytes:
+            body["unmapped"]["details"]["revision"] = revision
+            return _encode(body)
+
         return self._sequence.commit(changes, encode)
 
     def append(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> Receipt:
@@ -79,13 +83,10 @@ class Ledger:
         self.log.append_soon(self._encoded(kind, target=target, details=details, outcome=outcome))
 
     def _encoded(self, kind: str, *, target: str, details: Details, outcome: Outcome = "success") -> bytes:
-        body = event(kind, actor=self._actor, target=target, outcome=outcome, details=details, now=self._clock())
-        try:
-            return encode_event(body)
-        except Malformed:
-            raise Misuse(
-                "event.details", "An audit event's details are text that every reader can show; give plain text."
-            ) from None
+        return _encode(self._event(kind, target=target, details=details, outcome=outcome))
+
+    def _event(self, kind: str, *, target: str, details: Details, outcome: Outcome) -> dict[str, Any]:
+        return event(kind, actor=self._actor, target=target, outcome=outcome, details=details, now=self._clock())
 
     def refuse(self, kind: str, error: CloisterError, *, target: str, details: Details, about: About | None) -> None:
         """Log a refusal with the whole reason: the owner's log says everything, the answer to an outsider doesn't.
@@ -99,3 +100,12 @@ class Ledger:
             if isinstance(error, PolicyDenied):
                 more |= error.log_details()  # for the owner, and for nobody who is refused
             self.append(kind, target=target, details={**details, **more}, outcome="failure")
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    try:
+        return encode_event(body)
+    except Malformed:
+        raise Misuse(
+            "event.details", "An audit event's details are text that every reader can show; give plain text."
+        ) from None

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DatabaseError
 from ..errors import Untrusted
 from .tables import METADATA
 
-__all__ = ["Mark", "SqlText", "compiled", "count_rows", "find_mark", "find_rows"]
+__all__ = ["Mark", "SqlText", "compiled", "count_rows", "find_mark", "find_rows", "run_text"]
 
 Mark: TypeAlias = tuple[int, str]
 SqlText: TypeAlias = tuple[str, tuple[str, ...] | None]
@@ -61,24 +61,28 @@ def _matching(connection: Connection, table: str, where: Mapping[str, Any], *, c
     given = {name: value for name, value in where.items() if value is not None}
     absent = tuple(name for name in where if name not in given)
     sql, order = _select(connection.dialect.name, table, tuple(given), absent, counted)
-    return _look(connection, sql, given if order is None else tuple(given[name] for name in order))
+    return run_text(connection, sql, given if order is None else tuple(given[name] for name in order))
 
 
 def find_mark(connection: Connection) -> Mark:
     """See ``State.mark``."""
     sql = "SELECT name, value FROM progress WHERE name IN ('log_root', 'revision')"  # one statement, one moment
-    found = dict(_look(connection, sql, ()))
+    found = dict(run_text(connection, sql, ()))
     try:
         return int(found["revision"]), found["log_root"]
     except (KeyError, ValueError):
         raise Untrusted("state.damaged", "The broker's state is damaged; restore it from a copy.") from None
 
 
-def _look(connection: Connection, sql: str, values: Any) -> list[Any]:
+def run_text(connection: Connection, sql: str, values: Any) -> list[Any]:
+    """The rows that a statement in its driver's words returns, none for one that only writes."""
     if connection.dialect.name != "sqlite":
-        return list(connection.exec_driver_sql(sql, values))
+        result = connection.exec_driver_sql(sql, values)
+        return list(result) if result.returns_rows else []
     driver: sqlite3.Connection | None = connection.connection.driver_connection
     try:
-        return [] if driver is None else driver.execute(sql, values).fetchall()
+        if driver is None:
+            raise sqlite3.ProgrammingError("the connection is closed")
+        return driver.execute(sql, values).fetchall()
     except sqlite3.Error as error:
         raise DatabaseError(sql, None, error) from error  # what SQLAlchemy would have raised

@@ -214,10 +214,9 @@ class KeyReleases:
         """The same decision about a guest whose hardware, instead of its nonce, names contract and job."""
         if self._stock is None or session.stock is None:
             raise Denied("kbs.stock-guest", "This broker serves guests that name a contract and a job only.")
-        now = self._core.clock()
-        request, claims = self._stock.admit(session.stock, nonce, message, now=now)
+        request, claims = self._stock.admit(session.stock, nonce, message, now=self._core.clock())
         session.asked = request  # what the log shall name, whatever is decided; nothing goes out before ``attested``
-        standing = self._standing(request)
+        now, standing = self._core.clock(), self._standing(request)  # the other parties took their time to answer
         session.decided.admission(request, claims, standing, now=now)
         return request, claims, standing
 

@@ -17,7 +17,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Protocol
+from typing import Any, Protocol
+
+from sqlalchemy import Column
 
 from ..audit import LIMITS, AuditLog, Receipt, parse_event, verify_checkpoint
 from ..crypto.merkle import verify_consistency
@@ -66,8 +68,10 @@ class OwnSequence:
         """Raises Unavailable once the log could not be written."""
         with self._lock:
             if self._broken:
-                # Whether the last entry reached the disk is unknown until the log is opened again.
-                raise Unavailable("audit.unwritable", "The audit log could not be written; mend the disk and restart.")
+                # Whether the last entry, or the last change, reached the disk is unknown until both are opened again.
+                raise Unavailable(
+                    "audit.unwritable", "The audit log or the state could not be written; mend the disk and restart."
+                )
             if self._unfinished:
                 reconcile(self._state, self._log, self._log_key)
                 self._unfinished = self._behind = False
@@ -118,7 +122,12 @@ class OwnSequence:
     def _forget(self) -> None:
         """All of the log is applied: sync that, and then the log need not keep it any more."""
         size = self._log.size
-        self._state.sync()
+        try:
+            self._state.sync()
+        except Unavailable as refused:
+            # After a failed sync the next one may succeed although the disk lacks what the first was for.
+            self._broken = refused.code not in ("state.busy", "storage.full")
+            raise
         self._log.forget_asides(size)
 
     def alone(self) -> AbstractContextManager[None]:
@@ -141,20 +150,28 @@ def _decode(aside: bytes) -> Intent:
     try:
         found = json.loads(aside)
         intent = Intent(found["revision"], tuple(Change(**change) for change in found["changes"]))
-        if not all(_fits(change) for change in intent.changes):
+        if type(intent.revision) is not int or not all(_fits(change) for change in intent.changes):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Untrusted("log.aside", "What the audit log's journal keeps for the state is damaged.") from None
     return intent
 
 
 def _fits(change: Change) -> bool:
     """A row of a table that may be here at all: a pinned key or a wrapped one is never taken from a journal."""
-    return (
-        change.table in _BESIDE
-        and set(change.row) <= set(LOGGED[change.table].columns.keys())
-        and all(value is None or isinstance(value, str | int) for value in change.row.values())
-    )
+    if change.table not in _BESIDE:
+        return False
+    columns = LOGGED[change.table].columns
+    return set(change.row) <= set(columns.keys()) and all(_holds(c, change.row.get(c.name)) for c in columns)
+
+
+def _holds(column: Column[Any], value: object) -> bool:
+    """Whether a database takes the value."""
+    if value is None:
+        return bool(column.nullable)
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode() == value  # no half of a character
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def reconcile(state: State, log: AuditLog, log_key: bytes) -> list[Intent]:
@@ -192,8 +209,7 @@ def reconcile(state: State, log: AuditLog, log_key: bytes) -> list[Intent]:
         finished.append((intent, index))
     if finished or pending:
         state.finish(finished, pending.values(), head.size, head.root)
-    elif asides:
-        state.sync()
     if asides:
+        state.rewrite()
         log.forget_asides(head.size)
     return [intent for intent, _ in finished]

@@ -52,7 +52,8 @@ class Shredder:
     def shred(self, name: str, versions: Sequence[int] | None, reason: str) -> dict[str, Any]:
         """Destroy the keys of these versions, or of all. ``Rotation.finish`` has to follow; a crash can't prevent it.
 
-        What was shredded before is told again, so that the command can be repeated. Raises Misuse for versions that
+        What was shredded before is told again, so that the command can be repeated; a lease that runs over it although,
+        because the clock was set back since, ends now. Raises Misuse for versions that
         there are not, Denied("asset.held") under a hold on it, or on what a run used together with it: without this
         key no broker lets that run go on from its checkpoint. That refusal is logged.
         """
@@ -69,7 +70,7 @@ class Shredder:
                 details: dict[str, str | int] = {"code": refusal.code, "name": name, "reason": refusal.message}
                 self._ledger.append("asset.shredded", target=name, details=details, outcome="failure")
                 raise
-            told = self._destroy("asset.shredded", name, fresh, reason)
+            told = self._destroy("asset.shredded", name, fresh, reason, chosen=rows)
             used = self._usage.assets()
         return {
             **told,
@@ -86,7 +87,9 @@ class Shredder:
             fresh = self._assets.known(bytes.fromhex(row["digest"]))
             if not overdue([fresh], self._retention.held(), now=self._clock()) or self._evidence([fresh])[0]:
                 return False
-            self._destroy("asset.expired", row["name"], [fresh], "The time for which it may be kept is over.")
+            self._destroy(
+                "asset.expired", row["name"], [fresh], "The time for which it may be kept is over.", chosen=[fresh]
+            )
             return True
 
     def _evidence(self, rows: Sequence[Row]) -> tuple[set[str], dict[str, str]]:
@@ -115,13 +118,17 @@ class Shredder:
             raise Misuse("shred.many", f"At most {_VERSIONS} versions are shredded at once; name some with --version.")
         return chosen
 
-    def _destroy(self, kind: str, name: str, rows: list[Row], reason: str) -> dict[str, Any]:
-        """One entry and one change for all of it, so that nothing is ever half done. Call it within a turn."""
-        if not rows:
+    def _destroy(self, kind: str, name: str, rows: list[Row], reason: str, *, chosen: list[Row]) -> dict[str, Any]:
+        """One entry and one change for all of it, so that nothing is ever half done. Call it within a turn.
+
+        ``rows``: those of the ``chosen`` ones that still have a key.
+        """
+        now = self._clock()
+        cut = self._holders({bytes.fromhex(row["digest"]) for row in chosen}, now=now)
+        if not rows and not cut:
             return {"epochs": [], "leases_cut": 0, "name": name}
-        now, used = self._clock(), self._usage.assets()
+        used = self._usage.assets()
         digests = [row["digest"] for row in rows]
-        cut = self._holders({bytes.fromhex(digest) for digest in digests}, now=now)
         epochs = sorted({row["epoch"] for row in rows})
         uses = [used[digest] for digest in digests if digest in used]
         details: dict[str, str | int] = {
@@ -139,7 +146,8 @@ class Shredder:
         changes = [Change("assets", {**row, **gone}) for row in rows]
         changes += [instance_change(replace(instance, cut=True)) for instance in cut]
         changes += self._ended_tasks(name, set(digests))
-        changes.append(self._rotation.order(kind))
+        if rows:
+            changes.append(self._rotation.order(kind))
         target = digests[0] if len(digests) == 1 else name
         self._ledger.commit(kind, target=target, details=details, changes=changes)
         return {"epochs": epochs, "leases_cut": len(cut), "name": name}

@@ -63,6 +63,8 @@ class Progress:
 class _Database(Database, Protocol):
     def lazily(self) -> AbstractContextManager[Connection]: ...
 
+    def rewrite(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -167,9 +169,9 @@ class State:
 
     def touched(self, since: int, until: int) -> frozenset[str] | None:
         """The tables that changed after revision ``since`` up to ``until``. None where that can't be told: this process
-        did not make all of these changes itself, or they are too many."""
+        did not make all of these changes itself, they are too many, or there are none to tell it by."""
         revisions = range(since + 1, until + 1)
-        if until < since or len(revisions) > _MOST_MADE or not all(r in self._made for r in revisions):
+        if not 0 < len(revisions) <= _MOST_MADE or not all(r in self._made for r in revisions):
             return None
         return frozenset().union(*(self._made.get(r, frozenset(LOGGED)) for r in revisions))
 
@@ -217,10 +219,10 @@ class State:
         of power may undo it, in the order of changes, until ``sync``: ``reconcile`` makes it again.
         """
         with self._database.lazily() if kept else self._database.transaction() as connection:
-            self.apply_within(connection, intent, entry, log_size, log_root)
-            if kept:
-                put_progress(connection, announced=str(intent.revision))  # as ``next_revision`` gave it
-            else:
+            # What is kept was announced nowhere but by ``next_revision``.
+            announced = {"announced": str(intent.revision)} if kept else {}
+            self.apply_within(connection, intent, entry, log_size, log_root, **announced)
+            if not kept:
                 forget_intent(connection, intent.revision)
         # Once it is so, and for a state of this process's own: replicas use the number of what failed again.
         self._made[intent.revision] = frozenset(change.table for change in intent.changes)
@@ -249,6 +251,10 @@ class State:
             count = int(get_fact(connection, "synced") or 0) + 1
             put_progress(connection, synced=str(count))
 
+    def rewrite(self) -> None:
+        """``sync`` for a state that was left perhaps after a sync that failed: it is written anew."""
+        self._database.rewrite()
+
     def abandon(self, intent: Intent) -> None:
         """The log does not have the intent: it never happened."""
         with self._database.transaction() as connection:
@@ -267,14 +273,17 @@ class State:
         return revision
 
     @staticmethod
-    def apply_within(connection: Connection, intent: Intent, entry: int, log_size: int, log_root: bytes) -> None:
-        """``apply`` within the caller's transaction."""
+    def apply_within(
+        connection: Connection, intent: Intent, entry: int, log_size: int, log_root: bytes, **facts: str
+    ) -> None:
+        """``apply`` within the caller's transaction, and these facts of ``progress`` with it."""
         for change in intent.changes:
             if change.table not in LOGGED:
                 raise Misuse("state.table", "Only logged tables change through an intent.")
             row = {name: entry if value == ENTRY else value for name, value in change.row.items()}
             put_row(connection, change.table, row)
-        put_progress(connection, revision=str(intent.revision), log_size=str(log_size), log_root=log_root.hex())
+        done = {"revision": str(intent.revision), "log_size": str(log_size), "log_root": log_root.hex()}
+        put_progress(connection, **done, **facts)
 
     def put_hint(self, table: str, row: Row) -> None:
         """Change a table that isn't logged."""

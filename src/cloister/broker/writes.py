@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from .lookups import SqlText, compiled
+from .lookups import SqlText, compiled, run_text
 from .tables import METADATA
 
 __all__ = ["forget_intent", "get_fact", "insert_into", "put_progress", "put_row"]
@@ -30,9 +30,9 @@ def _get_text(dialect: str, lock: bool) -> SqlText:
     return compiled(dialect, query.with_for_update() if lock else query)
 
 
-def _run(connection: Connection, text: SqlText, values: Mapping[str, Any]) -> Any:
+def _run(connection: Connection, text: SqlText, values: Mapping[str, Any]) -> list[Any]:
     sql, order = text
-    return connection.exec_driver_sql(sql, dict(values) if order is None else tuple(values[name] for name in order))
+    return run_text(connection, sql, dict(values) if order is None else tuple(values[name] for name in order))
 
 
 def insert_into(dialect: str, table: str) -> sqlite.Insert | postgresql.Insert:
@@ -47,8 +47,9 @@ def put_row(connection: Connection, table: str, row: Mapping[str, Any]) -> None:
 
 def get_fact(connection: Connection, name: str, *, lock: bool = False) -> str | None:
     """A value of ``progress``. ``lock``: the row, in PostgreSQL; SQLite has one writer anyway."""
-    value: str | None = _run(connection, _get_text(connection.dialect.name, lock), {"name": name}).scalar_one_or_none()
-    return value
+    for (value,) in _run(connection, _get_text(connection.dialect.name, lock), {"name": name}):
+        return str(value)
+    return None
 
 
 def forget_intent(connection: Connection, revision: int) -> None:

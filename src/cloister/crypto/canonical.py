@@ -23,10 +23,14 @@ _TEXTS = {str}
 _SCALARS = {str, bool, type(None)}
 _QUICK = 64 * 1024  # bytes; in what is longer, a pass for each level could take longer than the long way
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
-_ELSE = bytes(set(range(256)) - set(b'[]{}"'))
+_ELSE = bytes(set(range(256)) - set(b"[]{}"))
+_ESCAPED = b"\1"  # no text may hold it
 _BRACKET = re.compile(rb"[\[\]{}]")
 # Escapes exactly what JCS wants escaped, in the same short forms. Its order of keys is JCS's where all keys are ASCII.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":"))
+# What ``_ENCODER`` makes anew for each document, where Python has it: circles, indents and NaN never get here.
+_MAKE = getattr(json.encoder, "c_make_encoder", None)
+_PIECES = _MAKE and _MAKE(None, _ENCODER.default, json.encoder.encode_basestring, None, ":", ",", True, False, False)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -35,7 +39,9 @@ def canonical_json(value: Any) -> bytes:
     Raises Malformed for floats, integers beyond ±(2**53-1), lone surrogates and any other type.
     """
     try:
-        return (_ENCODER.encode(value) if _is_plain(value) else _encode(value, 0)).encode()
+        if not _is_plain(value):
+            return _encode(value, 0).encode()
+        return ("".join(_PIECES(value, 0)) if _PIECES else _ENCODER.encode(value)).encode()
     except UnicodeEncodeError:
         raise Malformed("json.text", "Text with a lone surrogate can't be encoded; use valid Unicode.") from None
 
@@ -91,11 +97,9 @@ def _encode(value: Any, depth: int) -> str:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, item in pairs:
-        if key in out:
-            raise Malformed("json.duplicate", "The document has a duplicate key; remove one.")
-        out[key] = item
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise Malformed("json.duplicate", "The document has a duplicate key; remove one.")
     return out
 
 
@@ -145,11 +149,16 @@ def _check_depth(data: bytes) -> None:
 
 
 def _is_shallow(data: bytes) -> bool:
-    """Whether nesting is surely within bounds: quickly, for text without a backslash, where every quote begins or ends
+    """Whether nesting is surely within bounds: quickly, once escapes are out of the way and every quote begins or ends
     text. What is not well formed may seem deep; then the long way decides."""
-    if len(data) > _QUICK or b"\\" in data:
+    if len(data) > _QUICK:
         return False
-    rest = b"".join(data.translate(_ONE_KIND, _ELSE).split(b'"')[::2])  # the brackets between texts
+    if b"\\" in data:
+        data = data.replace(b"\\\\", _ESCAPED).replace(b'\\"', _ESCAPED)  # pairs from the left, as a parser reads them
+    rest = b"".join(data.split(b'"')[::2])  # between texts
+    if _ESCAPED in rest or b"\\" in rest:
+        return False
+    rest = rest.translate(_ONE_KIND, _ELSE)
     for _ in range(_MAX_DEPTH):
         if not rest:
             break

@@ -49,11 +49,13 @@ class Envelope:
         return parse_canonical(self.payload)
 
     def signed_by(self, key: Signer) -> Envelope:
-        """The same document with one more signature (or the same, if this key signed already)."""
-        keyid = key.public.hex()
-        if any(k == keyid for k, _ in self.signatures):
+        """The same document with one more signature (or the same, if this key signed already). Whatever else stands
+        under its key id is left out: a reader who looks there first must find what this key signed."""
+        keyid, signature = key.public.hex(), key.sign(pae(self.payload_type, self.payload))
+        if [s for k, s in self.signatures if k == keyid] == [signature]:
             return self
-        return self.with_signature(keyid, key.sign(pae(self.payload_type, self.payload)))
+        others = tuple(one for one in self.signatures if one[0] != keyid)
+        return Envelope(self.payload_type, self.payload, (*others, (keyid, signature)))
 
     def with_signature(self, keyid: str, signature: bytes) -> Envelope:
         return Envelope(self.payload_type, self.payload, (*self.signatures, (keyid, signature)))

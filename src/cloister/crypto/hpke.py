@@ -6,6 +6,7 @@ A ciphertext is ``encapsulated key (1120) ‖ AEAD ciphertext``; the public key 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -62,15 +63,19 @@ class HpkePrivateKey:
 
 
 def check_hpke_public(public: bytes) -> None:
-    """Return if ``hpke_seal`` can encrypt to ``public``; raise Malformed if not. In a third of its time.
+    """Return if ``hpke_seal`` can encrypt to ``public``; raise Malformed if not. In a third of its time."""
+    _read_public(bytes(public))
 
-    ML-KEM's key is checked as it is read (FIPS 203 §7.2). X25519 has points of small order that give no shared secret,
-    with whatever private key (RFC 7748 §6.1, RFC 9180 §7.1.4), so one that is no secret finds them out.
-    """
-    pq, classic = public[:_MLKEM_PUBLIC], public[_MLKEM_PUBLIC:]
+
+@lru_cache(maxsize=64)  # by its very bytes; a key that is none is tried anew each time
+def _read_public(public: bytes) -> hpke.MLKEM768X25519PublicKey:
+    """ML-KEM's key is checked as it is read (FIPS 203 §7.2). X25519 has points of small order that give no shared
+    secret, with whatever private key (RFC 7748 §6.1, RFC 9180 §7.1.4), so one that is no secret finds them out."""
     try:
-        mlkem.MLKEM768PublicKey.from_public_bytes(pq)
-        _PROBE.exchange(x25519.X25519PublicKey.from_public_bytes(classic))
+        pq = mlkem.MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC])
+        classic = x25519.X25519PublicKey.from_public_bytes(public[_MLKEM_PUBLIC:])
+        _PROBE.exchange(classic)
+        return hpke.MLKEM768X25519PublicKey(pq, classic)
     except ValueError:
         raise _not_public() from None
 
@@ -81,10 +86,8 @@ def _not_public() -> Malformed:
 
 def hpke_seal(public: bytes, plaintext: bytes, info: bytes) -> bytes:
     """Encrypt to a hybrid public key. Raises Malformed if ``public`` isn't one."""
+    key = _read_public(bytes(public))
     try:
-        pq = mlkem.MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC])
-        classic = x25519.X25519PublicKey.from_public_bytes(public[_MLKEM_PUBLIC:])
-        key = hpke.MLKEM768X25519PublicKey(pq, classic)
         return _SUITE.encrypt(plaintext, key, info=info)
     except ValueError:
         raise _not_public() from None
