@@ -1,6 +1,7 @@
 """What ``make test`` runs: all tests but the slow ones with the coverage floor, and a second look at few failures.
 
-Many tests start processes and wait for them on machines that other work shares. Where one or two of thousands fail,
+Two processes share the tests, a file at a time; each brings up the services that its files need. Many tests start
+processes and wait for them on machines that other work shares. Where one or two of thousands fail,
 they run again, by themselves and in a fresh process. If they pass then, the run passes and says FLAKY and their names:
 a race, in a test or in the product, to be mended like any other fault. More failures, or the same again, fail the run.
 """
@@ -18,7 +19,8 @@ from scripts import check_coverage
 CACHE = Path("build/pytest-cache")
 MOST = 2
 PYTEST = (sys.executable, "-m", "pytest", "-o", f"cache_dir={CACHE}")
-ALL = ("-m", "not slow", "--cov", f"--cov-report=json:{check_coverage.REPORT}", "-p", "scripts.check_coverage")
+SHARED = ("-n", "2", "--dist", "loadfile")
+ALL = (*SHARED, "-m", "not slow", "--cov", f"--cov-report=json:{check_coverage.REPORT}", "-p", "scripts.check_coverage")
 
 
 def again(code: int, failed: list[str], *, covered: bool) -> bool:

@@ -7,6 +7,7 @@ their places. It knows no GPU: what hardware does differently, it can't show.
 from __future__ import annotations
 
 import ctypes
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ ARCHITECTURES = {"HOPPER": 9, "BLACKWELL": 10, "ADA": 8}
 @dataclass
 class Driver:
     """``seen``: how many of the GPUs the driver sees, all unless told. ``nonce``: what reports are made for instead of
-    what was asked. ``without``: functions that this driver doesn't have. ``fails``: codes by function."""
+    what was asked. ``without``: functions that this driver doesn't have. ``fails``: codes by function. ``hangs``: a
+    function that answers only once ``awake`` is set."""
 
     gpus: list[Gpu]
     feature: int = 1
@@ -33,6 +35,8 @@ class Driver:
     sizes: dict[str, int] = field(default_factory=dict)
     how: dict[str, Any] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    hangs: str = ""
+    awake: threading.Event = field(default_factory=threading.Event)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("nvml") or name in self.without:
@@ -41,6 +45,8 @@ class Driver:
 
         def call(*arguments: Any) -> int:
             self.calls.append(name)
+            if name == self.hangs:
+                self.awake.wait()
             if name in self.fails:
                 return self.fails[name]
             # What byref() was given; ctypes keeps it in this attribute.
@@ -76,6 +82,10 @@ class Driver:
 
     def _nvmlDeviceGetArchitecture(self, handle: Any, found: Any) -> None:
         found.value = ARCHITECTURES[self._gpu(handle).arch]
+
+    def _nvmlDeviceGetUUID(self, handle: Any, found: Any, size: Any) -> None:
+        assert ctypes.sizeof(found) == size.value
+        found.value = f"GPU-{id(self._gpu(handle)):x}".encode()
 
     def _nvmlDeviceGetConfComputeGpuAttestationReport(self, handle: Any, found: Any) -> None:
         assert ctypes.sizeof(found) == 12 + 32 + 0x2000 + 0x1000

@@ -20,6 +20,7 @@ from tests.nvidia_forge import measured
 from tests.nvml_double import UNKNOWN, Driver
 from tests.unit.test_node_gpus import (
     AGENT,
+    BLACKWELL,
     CONTRACT,
     FORGE,
     INSTANCE,
@@ -55,6 +56,8 @@ def refused(kind: type[CloisterError], code: str, act: Any) -> None:
         ({"tools": 1}, "gpu.developer-tools"),
         ({"tools": 7}, "gpu.developer-tools"),
         ({"environment": 1}, "gpu.simulated"),
+        ({"environment": 0}, "gpu.simulated"),
+        ({"environment": 3}, "gpu.simulated"),
         ({"links": 1}, "gpu.protected-pcie"),
         ({"links": 1, "feature": 0}, "gpu.protected-pcie"),
     ],
@@ -90,6 +93,17 @@ def test_a_gpu_that_goes_or_comes_after_the_launch(tmp_path: Path, seen: int) ->
         driver.seen = seen
         code = "gpu.changed" if seen else "gpu.none"
         refused(Unavailable, code, lambda: attester.evidence(INSTANCE, "n" * 88, {"kty": "x"}))
+
+
+def test_a_gpu_that_another_one_was_put_in_place_of(tmp_path: Path) -> None:
+    """Their number is the same; which GPUs a sandbox was launched with is not."""
+    driver = Driver([ONE, TWO])
+    devices = Devices([NvidiaGpus(Nvml(driver))])
+    with TpmAttester.software(tmp_path / "state", AGENT, devices=devices) as attester:
+        attester.extend_launch(INSTANCE, *REST)
+        driver.gpus = [ONE, BLACKWELL]
+        refused(Unavailable, "gpu.changed", lambda: attester.evidence(INSTANCE, "n" * 88, {"kty": "x"}))
+        refused(Unavailable, "gpu.changed", lambda: attester.extend_launch(b"j" * 16, *REST))
 
 
 def test_a_report_for_another_nonce(folder: Path) -> None:

@@ -83,6 +83,23 @@ def test_a_guest_that_may_gets_the_key_itself_and_the_log_says_how(world: World,
 
 
 @pytest.mark.usefixtures("lab")
+def test_a_party_takes_long_to_answer(world: World, guest: StockGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its word is from then. It is neither from the future, nor is anything decided by a time that has passed."""
+    peers = world.hospital.broker.core.peers
+    ask = peers.get
+
+    def late(*asked: Any) -> Any:
+        world.clock.pass_seconds(10)
+        return ask(*asked)
+
+    monkeypatch.setattr(peers, "get", late)
+    cookie, _ = attested(world, guest)
+    check_dek(world.data.manifest, guest.jwe.decrypt(key(world, cookie, world.data.digest)))
+    ending = stock_contract(world, serial=2, expires=world.clock() + 10)
+    refused(world, StockGuest(world.make_job(ending)), "contract.expired")
+
+
+@pytest.mark.usefixtures("lab")
 def test_it_gets_nothing_but_the_jobs_own_assets(world: World, guest: StockGuest) -> None:
     cookie, _ = attested(world, guest)
     for kind, tag, code in (

@@ -115,7 +115,11 @@ def test_tokens_that_say_something_else(path: str, value: Any, code: str) -> Non
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("nonce", [None, "", b64(b"x" * 32), [], [b64(REPORT), b64(REPORT)], REPORT.hex(), {"a": 1}])
+@pytest.mark.parametrize(
+    "nonce",
+    [None, "", b64(b"x" * 32), [], [b64(REPORT), b64(REPORT)], REPORT.hex(), {"a": 1}],
+    ids=["none", "empty", "other", "no list", "twice", "hex", "object"],
+)
 def test_another_nonce(nonce: Any) -> None:
     with pytest.raises(Untrusted) as caught:
         judge({**veraison(), "eat_nonce": nonce}, pin(veraison))

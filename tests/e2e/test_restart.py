@@ -31,7 +31,7 @@ def test_everything_is_stopped_in_the_middle_of_a_run(story: Story) -> None:
     for party in story.passphrases:
         assert story.home.parties()[party]["state"] == "locked"
         story.unlock(party)
-    assert story.home.control().info()["node"] == node
+    assert story.home.control().info()["node"] == node, "measured anew: was src/ edited while this ran?"
     assert run.ended() == ("succeeded", None)
     assert "waiting" in run.codes()
     pulled = story.pull("restarted")

@@ -14,6 +14,8 @@ import pytest
 from cloister.cli import main
 from cloister.client import Home
 from cloister.control.embedded import Supervisor, serve
+from cloister.control.processes import PartProcess
+from cloister.errors import Misuse
 from tests.patience import until
 from tests.postgres import Postgres, address
 
@@ -132,3 +134,46 @@ def test_a_party_is_moved_into_a_database(folder: Path, postgres: Postgres, run:
         assert error(run("org", "migrate", "lab", "--database", str(file))) == "migration.done"
     with up(folder / "h"):
         assert run("org", "unlock", "lab")[0] == 0
+
+
+class Killed(BaseException):
+    """The supervisor ends here."""
+
+
+@pytest.mark.slow
+def test_a_machine_that_stops_when_a_party_was_just_moved(
+    folder: Path, postgres: Postgres, run: Run, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker has moved its record, and nobody lived to hear of it: it is unlocked where its record lies."""
+    file = address(folder / "url", postgres.url(empty))
+    with up(folder / "h"):
+        run("org", "create", "lab")
+        size = run("audit", "verify", "--as", "lab")[1]["size"]
+
+    def killed(part: PartProcess) -> None:
+        assert part.process.stdout is not None
+        part.process.stdout.close()
+        raise Killed
+
+    supervisor = WithoutNode(folder / "h", separate_users=False)
+    supervisor.start()
+    with monkeypatch.context() as patched:
+        patched.setattr(PartProcess, "stop", killed)
+        with pytest.raises(Killed):
+            supervisor.migrate_party("lab", "correct horse battery", str(file))
+    supervisor.stop()
+    place = folder / "h" / "parties" / "lab"
+    assert (place / "state.db.migrated").exists()
+    with up(folder / "h"):
+        assert error(run("org", "migrate", "lab", "--database", str(file))) == "migration.done"
+        assert run("org", "unlock", "lab")[0] == 0
+        assert run("audit", "verify", "--as", "lab")[1]["compared"] == size
+
+
+def test_a_url_where_its_file_is_asked_for(folder: Path) -> None:
+    (folder / "h").mkdir(mode=0o700)
+    for name in ("postgres", "postgresql"):
+        with pytest.raises(Misuse) as caught:
+            Home(folder / "h").start_party("lab", "x", create=True, database=Path(f"{name}://lab:hidden@127.0.0.1/lab"))
+        assert caught.value.code == "home.database"
+        assert "hidden" not in caught.value.message

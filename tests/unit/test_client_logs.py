@@ -89,6 +89,14 @@ def test_a_changed_entry(stand: Stand) -> None:
     refused(stand, Untrusted, "audit.root")
 
 
+def test_a_broker_that_misnames_what_was_logged(stand: Stand) -> None:
+    """A release that is told as something harmless: what counts is what the signed head covers."""
+    stand.log.append(encode_event(event("key.released", actor="lab", target="x", now=1)))
+    for edit in (lambda e: {**e, "kind": "asset.sealed"}, lambda e: {"leaf": e["leaf"]}):
+        stand.edit = lambda entries, edit=edit: [edit(one) for one in entries]
+        assert operations.verify_log(stand.home, "lab").kinds == {"key.released": 1}
+
+
 def test_a_hidden_entry(stand: Stand) -> None:
     stand.write(5)
     for edit in (lambda e: e[1:], lambda e: e[:-1], lambda e: [], lambda e: [*e, *e]):

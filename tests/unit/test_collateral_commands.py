@@ -146,7 +146,7 @@ def test_times(text: str, seconds: int) -> None:
     assert moment(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "today", "2025-13-01", "-5", "2025-06-20 12:00"])
+@pytest.mark.parametrize("text", ["", "today", "2025", "20250620", "2025-13-01", "-5", "2025-06-20 12:00"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(Misuse):
         moment(text)

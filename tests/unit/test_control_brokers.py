@@ -54,12 +54,34 @@ def test_a_file_that_is_of_no_use(tmp_path: Path, content: str | bytes, mode: in
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """A pipe that nobody writes to holds nothing up."""
-    os.mkfifo(tmp_path / "pipe", 0o600)
-    for path, code in ((tmp_path / "absent", "state.address"), (tmp_path / "pipe", "state.address_mode")):
-        with pytest.raises(Misuse) as caught:
-            broker_secrets("passphrase", str(path))
-        assert caught.value.code == code
+    """A pipe holds nothing up, whether somebody has it open to write or not."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    for path, code in (
+        (tmp_path / "absent", "state.address"),
+        (tmp_path / "nul\0", "state.address"),
+        (tmp_path, "state.address_mode"),
+        (pipe, "state.address_mode"),
+    ):
+        refused(path, code)
+    writer = os.open(pipe, os.O_RDWR)
+    refused(pipe, "state.address_mode")
+    os.close(writer)
+
+
+def refused(path: Path, code: str, passphrase: str = "passphrase") -> None:
+    opened = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(Misuse) as caught:
+        broker_secrets(passphrase, str(path))
+    assert caught.value.code == code
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
+def test_a_passphrase_that_would_name_another_database(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.touch(mode=0o600)
+    file.write_text(URL)
+    refused(file, "broker.passphrase", "passphrase\npostgresql://elsewhere/lab")
 
 
 def test_a_broker_keeps_the_url_in_memory_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from cloister.errors import CloisterError, Denied, Malformed, Unavailable, Untrusted
 from cloister.workload.trustee import PublishedSession, TrusteeEntry
 from tests.bundles import make_contract
-from tests.trustee_double import Trustee
+from tests.trustee_double import Refusal, Trustee
 
 CONTRACT = make_contract()
 PATH = "default/key/minilm"
@@ -121,6 +121,17 @@ def test_refusals_keep_their_published_type_and_nothing_of_their_text(
         opened.key("key", "minilm")
     assert caught.value.details["problem"] == problem
     assert "stranger" not in json.dumps(caught.value.to_wire())
+
+
+def test_a_refusal_in_the_form_of_our_own_brokers(trustee: Trustee, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would put words into another party's mouth: such a server has its published types, and no more to say."""
+    word = {"kind": "denied", "code": "contract.revoked", "message": "Revoked by hospital.", "details": {}}
+    for more in ({}, {"type": 1}):
+        monkeypatch.setattr(Refusal, "body", property(lambda _, m=more: {"error": word, **m}, lambda *_: None), False)
+        with session(trustee, repository="other") as opened, pytest.raises(Denied) as caught:
+            opened.key("key", "minilm")
+        assert (caught.value.code, caught.value.details["problem"]) == ("kbs.refused", "something unreadable")
+        assert "hospital" not in json.dumps(caught.value.to_wire())
 
 
 @pytest.mark.parametrize("part", ["", "..", ".", "a/b", "a?b", "a%2fb", "ä", "x" * 129, "a b"])

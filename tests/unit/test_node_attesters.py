@@ -221,3 +221,17 @@ def test_a_boot_log_that_is_too_long(tmp_path: Path) -> None:
     registers = {n: BOOTED[f"rtmr{n}"] for n in range(3)}
     assert explaining_ccel(tmp_path / "CCEL", registers, limit=len(raw)) == encode_log(LOG.trimmed([1, 2, 3]))
     assert explaining_ccel(tmp_path / "CCEL", registers, limit=99) == b""
+
+
+@pytest.mark.parametrize("what", ["is_dir", "exists"])
+def test_a_kernel_that_lets_nobody_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """configfs belongs to root. Elsewhere the agent says what it could not do, and does not break."""
+
+    def closed(*_: Any) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, what, closed)
+    files = ConfigFs(tmp_path)
+    with pytest.raises(Unavailable) as caught:
+        files.make("entry") if what == "is_dir" else files.read("entry", "outblob", 64)
+    assert caught.value.code == "tsm.kernel"

@@ -106,7 +106,6 @@ def test_links_that_are_encrypted_or_not_there(links: int) -> None:
         ({"seen": 0}, "gpu.none"),
         ({"seen": 9}, "gpu.none"),
     ],
-    ids=str,
 )
 def test_a_driver_that_does_not_answer(driver: dict[str, Any], code: str) -> None:
     with pytest.raises(Unavailable) as caught:
@@ -129,6 +128,30 @@ def test_a_size_that_can_not_be(what: str, size: int) -> None:
     with pytest.raises(Unavailable) as caught:
         gpus.evidence(b"n" * 32)
     assert caught.value.code == "gpu.size"
+
+
+def test_a_driver_that_hangs() -> None:
+    """It is left behind, and asked nothing more: what it holds up is one call, never the agent."""
+    driver = Driver([ONE])
+    library = Nvml(driver, seconds=0.2)
+    gpus = NvidiaGpus(library)
+    driver.hangs = "nvmlDeviceGetConfComputeGpuAttestationReport"
+    for _ in range(2):
+        with pytest.raises(Unavailable) as caught:
+            gpus.evidence(b"n" * 32)
+        assert caught.value.code == "gpu.hangs"
+    assert driver.calls.count(driver.hangs) == 1
+    library.close()
+    assert "nvmlShutdown" not in driver.calls
+    driver.awake.set()
+
+
+def test_what_a_node_with_gpus_says_of_itself(folder: Path) -> None:
+    """That they are attested, and that no sandbox computes on them: a level alone would say the opposite."""
+    kernel = Kernel(folder, FORGE, table=host_table(FORGE))
+    with open_attester(Choice("tsm", "", gpus=True), folder, AGENT, files=kernel, nvml=Nvml(Driver([ONE]))) as opened:
+        assert "1 NVIDIA GPUs attested" in opened.hardware
+        assert "sandboxes compute on the processor" in opened.hardware
 
 
 def test_a_machine_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +203,11 @@ int nvmlDeviceGetArchitecture(nvmlDevice_t one, unsigned int *found) {
     *found = (char *)one == device ? 9 : 10;
     return 0;
 }
+int nvmlDeviceGetUUID(nvmlDevice_t one, char *found, unsigned int size) {
+    if (size < 80) return 7;
+    strcpy(found, (char *)one == device ? "GPU-a" : "GPU-b");
+    return 0;
+}
 int nvmlSystemGetConfComputeSettings(nvmlSystemConfComputeSettings_v1_t *found) {
     if (found->version != (sizeof *found | 1u << 24)) return 25;
     found->environment = 2, found->ccFeature = 1, found->devToolsMode = 0, found->multiGpuMode = 0;
@@ -210,6 +238,7 @@ def test_a_library_in_c_is_called_by_its_own_rules(tmp_path: Path, monkeypatch: 
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(built), str(tmp_path / "nvml.c")], check=True, timeout=60)
     monkeypatch.setattr(nvml, "LIBRARY", str(built))
     library = open_nvml()
+    assert [library.identity(index) for index in range(2)] == ["GPU-a", "GPU-b"]
     gpus = NvidiaGpus(library)
     nonce = bytes(range(32))
     found = gpus.evidence(nonce)

@@ -207,7 +207,6 @@ def test_two_askers_at_once_each_get_their_own_report(folder):
         ({"answer": lambda _: b""}, "tsm.attribute"),
         ({"floor": "none"}, "tsm.attribute"),
     ],
-    ids=str,
 )
 def test_a_report_that_may_be_over_other_data_is_not_used(folder, behaviour, code):
     with pytest.raises(Unavailable) as caught:

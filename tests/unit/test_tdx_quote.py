@@ -106,7 +106,7 @@ def test_bytes_after_the_end_are_given_back_apart():
         parse_quote(QUOTE + bytes(MAX_QUOTE))
 
 
-@pytest.mark.parametrize("size", [0, 1, 47, 48, 631, 632, 636, 637, 763, 764, len(QUOTE) - 1])
+@pytest.mark.parametrize("size", [0, 1, 47, 48, 631, 632, 636, 637, 763, 764, -1])
 def test_a_truncated_quote_is_malformed(size):
     with pytest.raises(Malformed) as error:
         parse_quote(QUOTE[:size])

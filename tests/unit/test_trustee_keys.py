@@ -13,7 +13,7 @@ import pytest
 from cloister.broker.trustee_keys import TrusteeKeys
 from cloister.client import trustees
 from cloister.contracts import Contract, read_trustee_key
-from cloister.errors import CloisterError, Denied, Malformed, Misuse
+from cloister.errors import CloisterError, Denied, Malformed, Misuse, Untrusted
 from cloister.sealed import check_dek
 from tests.broker_world import Party, World
 from tests.client_home import CONTRACT, RECIPE, LocalHome, Run
@@ -71,13 +71,60 @@ def test_a_key_that_was_shredded(world: World, contract: Contract) -> None:
     assert len(world.lab.log()) == size
 
 
+def test_the_others_signed_later_and_elsewhere(world: World) -> None:
+    """The broker has its own signature only, until somebody brings the others': so the command does."""
+    envelope = world.unsigned(world.contract_fields(name="unbound", trustees={"lab": ENTRY}))
+    for party in (world.lab, world.hospital):
+        envelope = party.broker.agreements.sign(envelope)
+    with pytest.raises(Denied) as caught:
+        documents(world.lab, envelope.digest)
+    assert caught.value.code == "contract.unsigned"
+    world.lab.broker.agreements.store(envelope)
+    assert len(documents(world.lab, envelope.digest)) == 1
+
+
+def test_a_broker_that_was_put_back(world: World, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer has seen more of its log: it may have revoked this very contract. It releases nothing, here neither."""
+    monkeypatch.setattr(world.lab.broker.core.herald, "_alarm", Untrusted("state.rollback", "A peer has seen more."))
+    size = len(world.lab.log())
+    with pytest.raises(Untrusted) as caught:
+        documents(world.lab, contract.digest)
+    assert caught.value.code == "state.rollback"
+    assert len(world.lab.log()) == size
+
+
+def test_a_key_of_an_older_version(world: World, contract: Contract, tmp_path: Path) -> None:
+    world.lab.seal(tmp_path / "next", "lab/minilm", "model")
+    size = len(world.lab.log())
+    with pytest.raises(Denied) as caught:
+        documents(world.lab, contract.digest)
+    assert caught.value.code == "asset.old"
+    assert len(world.lab.log()) == size
+
+
+def test_a_key_whose_time_is_over(world: World, contract: Contract) -> None:
+    """What this broker would release to nobody any more does not go where dates are not looked at."""
+    world.lab.broker.lifecycle.retention.retain("lab/minilm", None, world.clock() + 60)
+    documents(world.lab, contract.digest)
+    world.clock.pass_seconds(60)
+    size = len(world.lab.log())
+    with pytest.raises(Denied) as caught:
+        documents(world.lab, contract.digest)
+    assert caught.value.code == "asset.retention"
+    assert len(world.lab.log()) == size
+
+
 # Files
 
 
 def home(*keys: dict[str, Any]) -> Any:
     """A home whose broker answers with these."""
-    agreement = SimpleNamespace(contract=SimpleNamespace(digest=b"c" * 32))
-    agent = SimpleNamespace(open_secret_trustee_keys=lambda digest: list(keys) if digest == b"c" * 32 else [])
+    agreement = SimpleNamespace(contract=SimpleNamespace(digest=b"c" * 32, envelope="signed by all"))
+    stored: list[Any] = []
+    agent = SimpleNamespace(
+        open_secret_trustee_keys=lambda digest: list(keys) if stored and digest == b"c" * 32 else [],
+        store_contract=stored.append,
+    )
     return SimpleNamespace(agreement=agreement, agent=lambda _: agent, control=lambda _: None)
 
 
@@ -90,13 +137,36 @@ def write(monkeypatch: pytest.MonkeyPatch, folder: Path, *keys: dict[str, Any]) 
 def test_files_in_the_layout_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = f"cloister/asset-key/{'ab' * 32}"
     key = {"name": "lab/minilm", "path": path, "document": "{}"}
-    for _ in range(2):  # again: the file of before is replaced, never written through
+    for _ in range(2):  # again: the file of before is replaced, never written through; the contract came along
         done = write(monkeypatch, tmp_path / "to", key)
     assert done["keys"] == [{"name": "lab/minilm", "path": path}]
     file = tmp_path / "to" / path
     assert file.read_bytes() == b"{}"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert "{}" not in json.dumps(done)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_the_key_for_another_contract_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    """Both have one path. Whoever overwrites one here stores the other, and the first contract's runs end."""
+    first, second = (f"cloister/asset-key/{octet * 32}" for octet in ("ab", "cd"))
+    place = tmp_path / "to" / second
+    place.parent.mkdir(parents=True)
+    if kind == "file":
+        place.write_bytes(b"another contract's")
+    elif kind == "link":
+        (tmp_path / "elsewhere").write_bytes(b"{}")
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.mkdir()
+    keys = [{"name": "lab/minilm", "path": path, "document": "{}"} for path in (first, second)]
+    with pytest.raises(Misuse) as caught:
+        write(monkeypatch, tmp_path / "to", *keys)
+    assert caught.value.code == "trustee.exists"
+    assert not (tmp_path / "to" / first).exists()
+    assert kind != "file" or place.read_bytes() == b"another contract's"
 
 
 @pytest.mark.parametrize("path", ["../asset-key/" + "ab" * 32, "a/b/" + "ab" * 32, "/asset-key/" + "ab" * 32, "x", ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -59,8 +60,8 @@ def export(
     to: Annotated[
         Path | None, typer.Option("--to", help="File to write, whole or not at all; stdout otherwise.")
     ] = None,
-    first: Annotated[int, typer.Option("--first", min=0, help="Index of the first entry.")] = 0,
-    last: Annotated[int | None, typer.Option("--last", min=0, help="Index of the last entry.")] = None,
+    first: Annotated[int, typer.Option("--from-index", min=0, help="Index of the first entry.")] = 0,
+    last: Annotated[int | None, typer.Option("--to-index", min=0, help="Index of the last entry.")] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="From this time on: 2025-06-20T12:00:00Z, a day, or seconds.")
     ] = None,
@@ -104,18 +105,27 @@ def _written(path: Path | None) -> Iterator[IO[bytes]]:
             raise Misuse("file.write", "The entries can't be written to stdout; free disk space.") from None
         return
     try:
+        _check_replaceable(path)
         descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError:
         raise _unwritable(path) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # before the name: else a loss of power may leave the name and not what it is of
         os.rename(draft, path)
     except OSError:
         raise _unwritable(path) from None
     finally:
         with suppress(FileNotFoundError):
             os.unlink(draft)
+
+
+def _check_replaceable(path: Path) -> None:
+    """A rename puts the export in the place of whatever is there: of /dev/null, too, for root."""
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise Misuse("file.write", f"{path} is no plain file, and would be replaced by one; name another.")
 
 
 def _unwritable(path: Path) -> Misuse:

@@ -76,7 +76,8 @@ def moment(text: str | None) -> int:
     """POSIX seconds of what a person wrote; now for None. Raises Misuse."""
     if text is None:
         return int(time.time())
-    if re.fullmatch(r"[0-9]{1,12}", text):
+    # Four or eight digits are rather a year, or a day without its hyphens.
+    if re.fullmatch(r"[0-9]{1,12}", text) and len(text) not in (4, 8):
         return int(text)
     for form in ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d"):
         try:

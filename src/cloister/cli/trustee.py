@@ -34,4 +34,5 @@ def trustee(
         ask(f"This writes keys of {acting} in plain text below {to}. Go on?", yes=yes)
         done = operations.trustee_keys(place, reference, to, party=acting)
     lines = [f"{to / key['path']}: the key of {key['name']}" for key in done["keys"]]
+    lines.append(f"They work under the contract {done['contract']} only.")
     result(done, [*lines, _AFTER], as_json=as_json)

@@ -13,7 +13,8 @@ ASSURANCE = {
     "none": "none: the protocol is checked, the hardware is not; whoever runs the machine can read its memory",
     "tpm": "tpm: measured boot and a TPM's word; whoever is root on the machine can still read its memory",
     "cpu-tee": "cpu-tee: memory is encrypted against the machine's owner, short of physical attacks",
-    "gpu-tee": "gpu-tee: memory of CPU and GPU is encrypted against the machine's owner, short of physical attacks",
+    "gpu-tee": "gpu-tee: memory of CPU and GPU is encrypted against the machine's owner, short of physical attacks; "
+    "this version's node attests GPUs and still trains on the CPU",
 }
 
 
@@ -77,8 +78,9 @@ def _tenancy(tenancy: str | None) -> list[tuple[str, str]]:
 
 def _stock_guests(allowed: bool) -> list[tuple[str, str]]:
     words = (
-        "allowed: a guest that is both an agent and a workload above gets the keys of the job that it was started for; "
-        "its lease can't be renewed, and nobody can take the keys back"
+        "allowed: any number of guests that are both an agent and a workload above get the keys of the job that they "
+        "were started for, all of them as one run; recipe, gates and outputs bind them only as far as their own "
+        "measured image does; their lease can't be renewed, and nobody can take the keys back"
     )
     return [("stock guests", words)] if allowed else []
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..audit import Checkpoint, parse_event, verify_checkpoint
+from ..audit import Checkpoint, Facts, parse_event, verify_checkpoint
 from ..contracts import log_origin
 from ..crypto.merkle import RootHasher
 from ..errors import Malformed, Misuse, Unavailable, Untrusted
@@ -23,6 +23,8 @@ __all__ = ["Exported", "LogCheck", "Wanted", "export_events", "show_log", "verif
 
 _PAGE = 200
 _COPY = 1 << 20
+
+Each = Callable[[int, bytes, "Facts | None"], None]
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ class Wanted:
         if self.since is not None and self.until is not None and self.until <= self.since:
             raise Misuse("audit.range", "The time to end at is not after the time to begin at.")
 
-    def takes(self, index: int, leaf: bytes) -> bool:
-        """Raises Malformed for an entry that is no event."""
-        if index < self.first or (self.last is not None and index > self.last):
-            return False
-        facts = parse_event(leaf)
+    def holds(self, index: int) -> bool:
+        """Whether an entry's place is in the range."""
+        return index >= self.first and (self.last is None or index <= self.last)
+
+    def takes(self, facts: Facts) -> bool:
+        """Whether what was logged is wanted, wherever it lies."""
         begun = self.since is None or facts.time >= self.since
         ended = self.until is not None and facts.time >= self.until
         return begun and not ended and self.kind in (None, facts.kind)
@@ -85,37 +88,34 @@ def export_events(home: Home, party: str, out: IO[bytes], wanted: Wanted, *, pro
     then what is wanted lies in a file without a name. Raises as ``verify_log``, Malformed for an entry that is no
     event, and OSError where there is no room.
     """
-    written, strange = 0, None
+    written, strange = 0, False
     with tempfile.TemporaryFile() as kept:
 
-        def keep(index: int, leaf: bytes) -> None:
+        def keep(index: int, leaf: bytes, facts: Facts | None) -> None:
             nonlocal written, strange
-            try:
-                taken = wanted.takes(index, leaf)
-            except Malformed as error:
-                strange = strange or error  # first of all, whether it is what was logged
+            if not wanted.holds(index):
                 return
-            if taken:
-                kept.write(leaf + b"\n")  # canonical JSON has no line break of its own
+            if facts is None:
+                strange = True  # first of all, whether it is what was logged
+            elif wanted.takes(facts):
+                kept.write(leaf + b"\n")  # canonical JSON has no line feed of its own
                 written += 1
 
         check = verify_log(home, party, progress=progress, each=keep)
-        if strange is not None:
-            raise strange
+        if strange:
+            raise Malformed("event.form", "A log entry is not a Cloister audit event.")
         kept.seek(0)
         while part := kept.read(_COPY):
             out.write(part)
     return Exported(check, written)
 
 
-def verify_log(
-    home: Home, party: str, *, progress: Progress = silent, each: Callable[[int, bytes], None] | None = None
-) -> LogCheck:
+def verify_log(home: Home, party: str, *, progress: Progress = silent, each: Each | None = None) -> LogCheck:
     """Check every entry against the head that the party's key signed, and against the head kept from the last time.
 
     Raises Untrusted when an entry, the head or the history differs. The kept head lies beside the home's parties,
     away from the broker's own folder, so that a log which was put back to an older state is noticed. ``each`` gets
-    index and bytes of every entry, before anything is known to be right.
+    index, bytes and facts (None for what is no event) of every entry, before anything is known to be right.
     """
     agent = home.agent(party)
     origin, key = log_origin(party), agent.card.keys.receipt
@@ -135,17 +135,19 @@ def _rebuild(
     head: Checkpoint,
     kept: Checkpoint | None,
     progress: Progress,
-    each: Callable[[int, bytes], None] | None,
+    each: Each | None,
 ) -> Counter[str]:
     tree, kinds = RootHasher(), Counter[str]()
     for entry in _entries(agent, 0, head.size):
         if kept is not None and tree.size == kept.size:
             _same(tree, kept, "audit.rewritten", "The log was rewritten since it was last checked here.")
         leaf = _leaf(entry)
+        facts = _facts(leaf)
         if each is not None:
-            each(tree.size, leaf)
+            each(tree.size, leaf, facts)
         tree.add(leaf)
-        kinds[str(entry["kind"])] += 1
+        # Of the bytes that the head covers, never of what the broker says of them.
+        kinds["unknown" if facts is None else facts.kind] += 1
         progress(Step("check", tree.size, head.size, "entries"))
     if kept is not None and kept.size == head.size:
         _same(tree, kept, "audit.rewritten", "The log was rewritten since it was last checked here.")
@@ -172,6 +174,13 @@ def _leaf(entry: dict[str, Any]) -> bytes:
         return base64.b64decode(entry["leaf"], validate=True)
     except (KeyError, TypeError, ValueError, binascii.Error):
         raise Malformed("audit.entry", "The broker's log entry can't be read; update the client.") from None
+
+
+def _facts(leaf: bytes) -> Facts | None:
+    try:
+        return parse_event(leaf)
+    except Malformed:
+        return None
 
 
 def _keep(path: Path, note: str) -> None:

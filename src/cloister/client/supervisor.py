@@ -99,13 +99,13 @@ class Home:
         ``database``, the file with the URL of the PostgreSQL for its record, only the place does."""
         request = {"create": create, "name": name, "op": "start-party", "part_of": part_of, "passphrase": passphrase}
         request["vault"] = None if vault is None else {"name": vault.name, "options": dict(vault.options)}
-        request["database"] = None if database is None else str(database.absolute())
+        request["database"] = None if database is None else _place(database)
         return int(self.ask(request)["port"])
 
     def migrate_party(self, name: str, passphrase: str, database: Path) -> dict[str, Any]:
         """Move a locked party's record into a database, and start its broker there: ``aside``, ``entries``, ``rows``,
         ``port``. It takes as long as the log is; nothing else is answered meanwhile."""
-        request = {"database": str(database.absolute()), "name": name, "op": "migrate-party", "passphrase": passphrase}
+        request = {"database": _place(database), "name": name, "op": "migrate-party", "passphrase": passphrase}
         return self.ask(request, seconds=_MIGRATION_SECONDS)
 
     def parties(self) -> dict[str, dict[str, Any]]:
@@ -157,6 +157,16 @@ class Home:
             agent.close()
         for client in self._clients.values():
             client.close()
+
+
+def _place(database: Path) -> str:
+    """Where the file with the URL is. Raises Misuse for the URL itself, which must not become part of a message."""
+    if str(database).startswith(("postgres:", "postgresql:")):
+        raise Misuse(
+            "home.database",
+            "Name a file (0600) with the URL, not the URL: others see its password in an argument, so change it.",
+        )
+    return str(database.absolute())
 
 
 def _read_line(connection: socket.socket) -> bytes:

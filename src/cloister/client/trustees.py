@@ -20,19 +20,44 @@ _DOCUMENT = 4096
 
 def trustee_keys(home: Home, reference: str, folder: Path, *, party: str) -> dict[str, Any]:
     """Write what ``party`` is to store at its stock key broker under this contract: one file a key, 0600, below
-    ``folder``, whose names are the resources' paths. The party's broker logs it first. Raises Misuse, Denied."""
-    digest = find_contract(home.control(party), reference).contract.digest
+    ``folder``, whose names are the resources' paths. The party's broker logs it first. Nothing is written where a file
+    holds something else: another contract's key for the same asset has the same path. Raises Misuse, Denied."""
+    contract, agent = find_contract(home.control(party), reference).contract, home.agent(party)
+    digest = contract.digest
+    agent.store_contract(contract.envelope)  # who signed before the others has not seen their signatures
+    documents: dict[Path, bytes] = {}
     written = []
-    for key in home.agent(party).open_secret_trustee_keys(digest):
+    for key in agent.open_secret_trustee_keys(digest):
         f = Fields(key, "key for a stock key broker")
         name, path = f.asset("name"), f.text("path", limit=256)
         document = f.text("document", limit=_DOCUMENT)
         f.done()
         if not _PATH.fullmatch(path):
             raise Malformed("trustee.path", "The broker named a resource in another form than a stock key broker's.")
-        _write(folder / path, document.encode())
+        documents[folder / path] = document.encode()
         written.append({"name": name, "path": path})
+    for place, data in documents.items():
+        _check_free(place, data)
+    for place, data in documents.items():
+        _write(place, data)
     return {"contract": digest.hex(), "folder": str(folder), "keys": written, "party": party}
+
+
+def _check_free(path: Path, data: bytes) -> None:
+    """A key that is replaced unseen here is replaced in the key broker next, and the runs of its contract end."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = file.read(_DOCUMENT + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # whether it can be made is said where it is
+    except OSError:
+        found = None  # a link, a folder, or nothing that may be read
+    if found != data:
+        raise Misuse(
+            "trustee.exists",
+            f"{path} holds something else, such as the key for another contract; name an empty folder, and in the "
+            "contract another repository if both are to be used.",
+        )
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -20,6 +20,7 @@ from ..contracts import (
     Job,
     check_output,
     check_signatures,
+    check_work,
     log_origin,
     read_contract,
     read_job,
@@ -106,6 +107,7 @@ def verify_release(
     _check_expected(contract, expected_contract)
     # 2. The job belongs to it, and a party submitted it.
     job = read_job(Envelope.from_bytes(f.text("job", limit=_LIMIT).encode()), contract)
+    check_work(contract, job)  # brokers that all let it pass may all be rigged
     # 3. Every owner logged its key releases first, to one instance of one measured workload.
     run = _check_keys(f.mapping("keys", lambda _, v: v, limit=64), contract, job)
     # 4. Every owner appraised that workload and found what the contract asks for, on what it pins.

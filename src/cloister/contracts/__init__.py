@@ -19,7 +19,7 @@ from .contract import (
     contract_document,
     read_contract,
 )
-from .decision import ContractState, check_contract, check_job, check_statements
+from .decision import ContractState, check_contract, check_job, check_statements, check_work
 from .documents import (
     JOB_TYPE,
     PERMIT_TYPE,
@@ -51,7 +51,7 @@ from .party import (
 )
 from .recipe import Recipe, parse_recipe
 from .terms import FORMS, SENSITIVITIES, Terms
-from .trustees import TRUSTEE_KEY_KIND, TrusteeEntry, read_trustee_key, trustee_key
+from .trustees import TRUSTEE_KEY_KIND, TrusteeEntry, check_trustee_terms, read_trustee_key, trustee_key
 
 __all__ = [
     "CARD_TYPE",
@@ -87,6 +87,8 @@ __all__ = [
     "check_signatures",
     "check_statement",
     "check_statements",
+    "check_trustee_terms",
+    "check_work",
     "compromise_statement",
     "contract_document",
     "in_force_statement",

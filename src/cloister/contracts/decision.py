@@ -16,7 +16,7 @@ from .documents import Job
 from .party import Card
 from .trustees import check_trustee_job
 
-__all__ = ["ContractState", "check_contract", "check_job", "check_statements"]
+__all__ = ["ContractState", "check_contract", "check_job", "check_statements", "check_work"]
 
 
 class Runs(Protocol):
@@ -74,6 +74,13 @@ def check_statements(contract: Contract, fresh: Collection[str]) -> None:
 
 def check_job(contract: Contract, job: Job, state: ContractState) -> None:
     """Step 4: assets, purpose, recipe and budget. ``read_job`` has checked the submitter's signature."""
+    check_work(contract, job)
+    if job.digest not in state.jobs and len(state.jobs) >= contract.runs:
+        raise Denied("budget.runs", f"The contract's {contract.runs} runs are used up.")
+
+
+def check_work(contract: Contract, job: Job) -> None:
+    """``check_job`` without the budget: what contract and job alone tell, so that the workload can ask it, too."""
     data, base = contract.asset(job.data), contract.asset(job.base)
     if (data.name, base.name) != (job.recipe.data, job.recipe.base):
         raise Denied("job.assets", "The recipe's asset names and the job's digests differ.")
@@ -94,5 +101,3 @@ def check_job(contract: Contract, job: Job, state: ContractState) -> None:
         raise Denied(
             "job.form", f"The contract lets this output leave as {output.form}; choose the method that makes it."
         )
-    if job.digest not in state.jobs and len(state.jobs) >= contract.runs:
-        raise Denied("budget.runs", f"The contract's {contract.runs} runs are used up.")

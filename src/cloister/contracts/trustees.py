@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from .contract import Contract
     from .documents import Job
 
-__all__ = ["TRUSTEE_KEY_KIND", "TrusteeEntry", "check_trustee_job", "check_trustees", "read_trustee_key", "trustee_key"]
+__all__ = [
+    "TRUSTEE_KEY_KIND",
+    "TrusteeEntry",
+    "check_trustee_job",
+    "check_trustee_terms",
+    "check_trustees",
+    "read_trustee_key",
+    "trustee_key",
+]
 
 TRUSTEE_KEY_KIND: Final = "asset-key"
 """KBS's resource type of an asset's key; the tag is the asset's digest in hex."""
@@ -101,6 +109,14 @@ def check_trustee_job(contract: Contract, job: Job) -> None:
             "set checkpoint_steps to 0.",
             party=who,
         )
+
+
+def check_trustee_terms(contract: Contract, job: Job, *, now: int) -> None:
+    """Raises Denied("asset.retention") for a job that uses a stock key broker's asset at or after its end. Such a
+    server knows no dates, so whoever else decides about the run looks at the one that all parties signed."""
+    for asset in map(contract.asset, (job.data, job.base)):
+        if asset.owner in contract.trustees and now >= asset.terms.keep_until:
+            raise Denied("asset.retention", f"The time for which {asset.name} may be kept is over.", party=asset.owner)
 
 
 def trustee_key(contract: bytes, asset: bytes, key: bytes) -> bytes:

@@ -38,7 +38,10 @@ def broker_arguments(vault: dict[str, Any] | None, database: str | None) -> tupl
 
 
 def broker_secrets(passphrase: str, file: str | None) -> str:
-    """For the broker's pipe: the passphrase, and the database's URL in a line of its own. Raises as ``_read_url``."""
+    """For the broker's pipe: the passphrase, and the database's URL in a line of its own. Raises as ``_read_url``, and
+    Misuse for a passphrase of several lines: the broker would take its second one for the URL."""
+    if "\n" in passphrase:
+        raise Misuse("broker.passphrase", "A passphrase or credential is one line; choose one without line breaks.")
     return passphrase if file is None else f"{passphrase}\n{_read_url(Path(file))}"
 
 
@@ -50,16 +53,24 @@ def _read_url(path: Path) -> str:
     try:
         # Without waiting: somebody's pipe in its place must not hold everything up.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            text = file.read(_MOST + 1).decode().strip()
+    except (OSError, ValueError):
+        raise _unreadable() from None
+    try:
+        found = os.fstat(descriptor)  # before anything is read: a pipe would answer what no file does
+        if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
+            raise Misuse(
+                "state.address_mode",
+                "The file with the database's URL may hold a password: make it yours alone, mode 0600.",
+            )
+        text = os.read(descriptor, _MOST + 1).decode().strip()
     except (OSError, UnicodeDecodeError):
-        raise Misuse("state.address", "The file with the database's URL can't be read.") from None
-    if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.geteuid():
-        raise Misuse(
-            "state.address_mode",
-            "The file with the database's URL may hold a password: make it yours alone, mode 0600.",
-        )
+        raise _unreadable() from None
+    finally:
+        os.close(descriptor)
     if not text or len(text) > _MOST or not text.isprintable():
         raise Misuse("state.address", "The file needs one line: postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
     return text
+
+
+def _unreadable() -> Misuse:
+    return Misuse("state.address", "The file with the database's URL can't be read.")

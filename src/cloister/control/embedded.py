@@ -19,19 +19,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..crypto import SigningKey, parse_json
-from ..errors import CloisterError, Malformed, Misuse
-from ..fields import Fields, party_name
+from ..crypto import SigningKey
+from ..errors import CloisterError, Misuse
+from ..fields import party_name
 from ..node.image import build_image, image_stamp
 from ..node.uids import allocate_uid, who_can_traverse
-from .brokers import broker_arguments, broker_secrets, read_vault
+from .brokers import broker_arguments, broker_secrets
 from .processes import Part, PartProcess
 from .storage import DEFAULT_CACHE_MIB, store_arguments, store_choice, store_credentials
+from .supervisor_socket import serve
 
-__all__ = ["Supervisor", "main"]
+__all__ = ["Supervisor", "main", "serve"]
 
-_LINE_LIMIT = 64 * 1024
-_WATCH_SECONDS = 2.0
 _MIGRATION_SECONDS = 3600.0  # every entry of a log is copied and compared
 _RESTARTS = 3  # of one part; then something is wrong that starting again does not mend
 
@@ -87,7 +86,7 @@ class Supervisor:
         if self._running(role):
             raise Misuse("party.running", f"The broker of {name} is already running.")
         known = self._state["parties"].get(name, {})
-        vault, database = vault or known.get("vault"), database or known.get("database")
+        vault, database = vault or known.get("vault"), database or self._database(name)
         more = (*(("--init", name) if create else ()), *(("--part-of", part_of) if create and part_of else ()))
         self._start(role, *self._broker(name, vault, database, more), secret=broker_secrets(passphrase, database))
         kept = {"database": database, "part_of": part_of or known.get("part_of"), "vault": vault}
@@ -97,12 +96,17 @@ class Supervisor:
 
     def migrate_party(self, name: str, passphrase: str, database: str) -> dict[str, Any]:
         """Move a locked party's record from its home into the empty database of the URL in the file ``database``, and
-        start its broker there. Returns what was moved, and the port. Nothing else is answered meanwhile."""
+        start its broker there. Returns what was moved, and the port. Nothing else is answered meanwhile.
+
+        Where it goes is noted before it begins: if this process is killed in the middle, the party is unlocked where
+        its record then lies."""
         role, known = f"party/{party_name(name)}", self._state["parties"].get(name)
         if known is None:
             raise Misuse("party.unknown", f"There is no party {name} here; use 'cloister org create {name}'.")
-        if known.get("database"):
-            raise Misuse("migration.done", f"The record of {name} lies in a database already.")
+        if self._database(name):
+            raise Misuse(
+                "migration.done", f"The record of {name} lies in a database already; use 'cloister org unlock {name}'."
+            )
         if self._running(role):
             raise Misuse(
                 "party.running",
@@ -111,12 +115,22 @@ class Supervisor:
         module, arguments = self._broker(name, known.get("vault"), database, ("--migrate",))
         part = Part(role, module, arguments, allocate_uid(self._home, role) if self._separate else None)
         secret = broker_secrets(passphrase, database)
+        known["moving"] = database
+        self._save()
         moving = PartProcess.start(part, self._home, secret=secret, seconds=_MIGRATION_SECONDS)
         moving.process.wait()  # what it said was its last
         moving.stop()
-        known["database"] = database  # from now on there is nothing in the home that it could start from
+        known["database"] = known.pop("moving")  # from now on there is nothing in the home that it could start from
         self._save()
         return {**moving.claims, "port": self.start_party(name, None, passphrase, create=False)}
+
+    def _database(self, name: str) -> str | None:
+        """The file with the URL of the database where a party's record lies; None for one in its home. A move that was
+        begun is over once the home's own record is set aside, also where nobody lived to hear of that."""
+        known, place = self._state["parties"].get(name, {}), self._home / "parties" / name
+        moved = known.get("moving") and not any((place / own).exists() for own in ("state.db", "log"))
+        found: str | None = known["moving"] if moved else known.get("database")
+        return found
 
     def _broker(
         self, name: str, vault: dict[str, Any] | None, database: str | None, more: tuple[str, ...]
@@ -232,80 +246,11 @@ class Supervisor:
     def _save(self) -> None:
         draft = self._state_file.with_suffix(".draft")
         draft.touch(mode=0o600)
-        draft.write_text(json.dumps(self._state, indent=1, sort_keys=True))
+        with draft.open("w") as file:
+            file.write(json.dumps(self._state, indent=1, sort_keys=True))
+            file.flush()
+            os.fsync(file.fileno())  # an empty file after a loss of power would have forgotten where records lie
         draft.rename(self._state_file)
-
-
-def serve(supervisor: Supervisor, path: Path) -> None:
-    """Answer one JSON line per connection until asked to stop. Only this user (and root) may connect."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
-        server.bind(str(path))
-        path.chmod(0o600)
-        server.listen(16)
-        server.settimeout(_WATCH_SECONDS)
-        stopping = False
-        while not stopping:
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                supervisor.watch()
-                continue
-            with connection:
-                connection.settimeout(10)
-                stopping = _answer(supervisor, connection)
-    path.unlink(missing_ok=True)
-
-
-def _answer(supervisor: Supervisor, connection: socket.socket) -> bool:
-    """Whether to stop."""
-    stopping = False
-    try:
-        answer, stopping = _act(supervisor, _read_line(connection))
-    except CloisterError as fault:
-        answer = {"error": fault.to_wire(), "ok": False}
-    try:
-        connection.sendall(json.dumps(answer).encode() + b"\n")
-    except OSError as gone:
-        print(f"a client left before its answer: {gone}", file=sys.stderr, flush=True)
-    return stopping
-
-
-def _act(supervisor: Supervisor, line: bytes) -> tuple[dict[str, Any], bool]:
-    f = Fields(parse_json(line), "supervisor request")
-    op = f.text("op", choices=("status", "start-party", "migrate-party", "stop"))
-    if op == "stop":
-        return {"ok": True}, True
-    if op == "start-party":
-        part_of = None if f.raw("part_of", optional=True) is None else f.party("part_of")
-        vault = None if f.raw("vault", optional=True) is None else read_vault(f.child("vault"))
-        database = None if f.raw("database", optional=True) is None else f.text("database", limit=4096)
-        port = supervisor.start_party(
-            f.party("name"),
-            part_of,
-            f.text("passphrase"),
-            create=f.boolean("create"),
-            vault=vault,
-            database=database,
-        )
-        return {"ok": True, "port": port}, False
-    if op == "migrate-party":
-        name, database = f.party("name"), f.text("database", limit=4096)
-        return {"ok": True, **supervisor.migrate_party(name, f.text("passphrase"), database)}, False
-    return supervisor.status(), False
-
-
-def _read_line(connection: socket.socket) -> bytes:
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        try:
-            part = connection.recv(4096)
-        except OSError:
-            raise Malformed("supervisor.line", "The request broke off.") from None
-        if not part or len(line) > _LINE_LIMIT:
-            raise Malformed("supervisor.line", "The request is not one line of JSON.")
-        line += part
-    return bytes(line)
 
 
 def _interrupt(*_: object) -> None:

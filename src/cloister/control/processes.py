@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -59,21 +60,26 @@ class PartProcess:
         if part.uid is not None:
             identity = {"user": part.uid, "group": part.uid, "extra_groups": []}
         with _open_log(home / part.log_name) as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", part.module, *part.arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=_environment(home),
-                start_new_session=True,
-                umask=0o077,
-                preexec_fn=_end_with_parent,
-                **identity,
-            )
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", part.module, *part.arguments],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=_environment(home),
+                    start_new_session=True,
+                    umask=0o077,
+                    preexec_fn=_end_with_parent,
+                    **identity,
+                )
+            except (OSError, subprocess.SubprocessError):
+                raise Unavailable(
+                    "embedded.fork", f"The part {part.name} can't be started; look for memory and limits of processes."
+                ) from None
         assert process.stdin is not None
-        if secret is not None:
-            process.stdin.write(secret.encode() + b"\n")
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # who ended already says why on stdout
+            if secret is not None:
+                pipe.write(secret.encode() + b"\n")
         return cls(part, process, _await_ready(part, process, seconds))
 
     @property

@@ -30,6 +30,8 @@ _HARDWARE: Final = {
     "snp": "AMD SEV-SNP guest: its level is what each owner's broker verifies",
     "tdx": "Intel TDX guest: its level is what each owner's broker verifies",
 }
+# Their count stands in each launch's event; an owner who reads "gpu-tee" must not take it for where training happens.
+_UNUSED_GPUS: Final = "; {} NVIDIA GPUs attested, while sandboxes compute on the processor"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def open_attester(
         found = _open(choice, state, agent_measurement, files, devices)
         closing.callback(found.attester.close)
         count = sum(attester.gpus for attester in attesters)
-        yield Opened(found.attester, found.agent, found.hardware + (f"; {count} NVIDIA GPUs" if count else ""))
+        yield Opened(found.attester, found.agent, found.hardware + (_UNUSED_GPUS.format(count) if count else ""))
 
 
 def _open(choice: Choice, state: Path, agent_measurement: bytes, files: Files | None, devices: Devices) -> Opened:

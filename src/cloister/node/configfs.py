@@ -55,7 +55,9 @@ class ConfigFs:
         self._folder = folder
 
     def make(self, entry: str) -> None:
-        if not self._folder.is_dir():
+        with _errors("show where reports are made"):
+            present = self._folder.is_dir()
+        if not present:
             raise Unavailable(
                 "tsm.absent",
                 f"There is no {self._folder} here; in a SEV-SNP or TDX guest mount configfs and load the driver "
@@ -66,7 +68,9 @@ class ConfigFs:
 
     def read(self, entry: str, attribute: str, limit: int) -> bytes | None:
         path = self._folder / entry / attribute
-        if not path.exists():
+        with _errors(f"read a report's {attribute}"):
+            present = path.exists()
+        if not present:
             return None
         with _errors(f"read a report's {attribute}"), path.open("rb", buffering=0) as file:
             found = b""

@@ -32,6 +32,7 @@ class NvidiaGpus:
     def __init__(self, nvml: Nvml) -> None:
         self._nvml = nvml
         self._architectures = [nvml.architecture(index) for index in range(self._counted())]
+        self._identities = self._identified()
         self.check()
 
     @property
@@ -43,7 +44,7 @@ class NvidiaGpus:
         """Return only if these GPUs may be handed out now.
 
         Raises Denied: ``gpu.not-confidential``, ``gpu.developer-tools``, ``gpu.simulated``, ``gpu.protected-pcie``;
-        Unavailable ``gpu.changed`` where there is another number of GPUs than at the start.
+        Unavailable ``gpu.changed`` where there are others than at the start, or another number of them.
         """
         mode = self._nvml.mode()
         if mode.links == "ppcie":
@@ -59,8 +60,8 @@ class NvidiaGpus:
             )
         if mode.simulated:
             raise Denied("gpu.simulated", "The driver says that the GPUs' confidential mode is simulated.")
-        if self._counted() != self.gpus:
-            raise Unavailable("gpu.changed", "There is another number of GPUs than at the start; restart the agent.")
+        if self._counted() != self.gpus or self._identified() != self._identities:
+            raise Unavailable("gpu.changed", "There are other GPUs here than at the start; restart the agent.")
 
     def evidence(self, device: bytes) -> list[dict[str, str]]:
         """One entry for each GPU, in the form that ``attestation.nvidia`` reads. ``device``: the nonce, 32 bytes.
@@ -76,6 +77,9 @@ class NvidiaGpus:
             certificates = self._nvml.certificates(index)
             found.append({"arch": architecture, "certificate": _base64(certificates), "evidence": _base64(report)})
         return found
+
+    def _identified(self) -> list[str]:
+        return [self._nvml.identity(index) for index in range(self.gpus)]
 
     def _counted(self) -> int:
         count = self._nvml.count()

@@ -3,12 +3,18 @@
 **Never run on a GPU.** Functions, structures and numbers are those of NVIDIA's public header nvml.h (of CUDA 12.4; 12.2
 has only the older ``nvmlSystemGetConfComputeState``) and of its Python bindings. The library comes with the driver. It
 is part of the measured guest and is believed as far as that is; what a GPU signs is judged by the owners.
+
+A driver may hang for good, as with a GPU that fell off its bus. So each call runs in a thread that can be left behind:
+the agent then says so, and asks this library nothing more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from ctypes import byref, c_uint, c_uint8, c_void_p
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,9 +28,11 @@ LIBRARY: Final = "libnvidia-ml.so.1"
 _SUCCESS: Final = 0
 _NOT_SUPPORTED, _FUNCTION_NOT_FOUND = 3, 13
 _ON: Final = 1
-_SIMULATION: Final = 1  # of the environments: unavailable, simulation, production
+_PRODUCTION: Final = 2  # of the environments: unavailable, simulation, production
 _LINKS: Final = {0: "none", 1: "ppcie", 2: "nvle"}
 _ARCHITECTURES: Final = {9: "HOPPER", 10: "BLACKWELL"}
+_UUID: Final = 96  # characters that have room for any, with the zero at its end
+_SECONDS: Final = 120.0  # the first call may set up all GPUs, which takes a while; then it's a second at most
 _SETTINGS_V1: Final = 0x1000014  # the structure's size, and its version in the highest byte
 
 
@@ -81,13 +89,15 @@ class Mode:
 
 
 class Nvml:
-    """An open NVML. Thread-safe. Every failure of the library is Unavailable ``gpu.driver``.
+    """An open NVML. Thread-safe. Every failure of the library is Unavailable ``gpu.driver``, and ``gpu.hangs`` where it
+    does not answer within ``seconds``.
 
     ``library``: its functions by name, as ``ctypes.CDLL`` gives them.
     """
 
-    def __init__(self, library: Any) -> None:
-        self._library = library
+    def __init__(self, library: Any, *, seconds: float = _SECONDS) -> None:
+        self._library, self._seconds = library, seconds
+        self._hangs = False
         self._lock = threading.Lock()
         self._open = False
         self._call("nvmlInit_v2", "start")
@@ -106,11 +116,11 @@ class Nvml:
             self._call("nvmlSystemGetConfComputeState", "tell its confidential mode", byref(found))
         if links not in _LINKS:
             raise Unavailable("gpu.mode", "The GPUs are in a mode that this version doesn't know; update Cloister.")
-        # Developer tools count as on unless they are off in so many words.
+        # Developer tools count as on, and the mode as simulated, unless the driver says otherwise in so many words.
         return Mode(
             confidential=int(found.ccFeature) == _ON,
             developer_tools=int(found.devToolsMode) != 0,
-            simulated=int(found.environment) == _SIMULATION,
+            simulated=int(found.environment) != _PRODUCTION,
             links=_LINKS[links],
         )
 
@@ -127,6 +137,12 @@ class Nvml:
         if number.value not in _ARCHITECTURES:
             raise Unavailable("gpu.architecture", f"GPU {index} is neither of the Hopper nor the Blackwell generation.")
         return _ARCHITECTURES[number.value]
+
+    def identity(self, index: int) -> str:
+        """The GPU's UUID as the driver says it: which of this machine's GPUs it is. No signature says it."""
+        text = ctypes.create_string_buffer(_UUID)
+        self._call("nvmlDeviceGetUUID", "tell a GPU's identity", self._handle(index), text, c_uint(_UUID))
+        return text.value.decode("ascii", "replace")
 
     def report(self, index: int, nonce: bytes) -> bytes:
         """The GPU's attestation report (SPDM request and response, at most 8,192 bytes) over ``nonce``, 32 bytes."""
@@ -145,7 +161,7 @@ class Nvml:
     def close(self) -> None:
         """Let go of the library. Calling it again does nothing."""
         was, self._open = self._open, False
-        if was:
+        if was and not self._hangs:
             self._call("nvmlShutdown", "end")
 
     def _handle(self, index: int) -> c_void_p:
@@ -159,11 +175,30 @@ class Nvml:
         except AttributeError:
             raise _Missing(what, _FUNCTION_NOT_FOUND) from None
         with self._lock:
-            code = int(function(*arguments))
+            code = self._within_time(what, lambda: int(function(*arguments)))
         if code in (_NOT_SUPPORTED, _FUNCTION_NOT_FOUND):
             raise _Missing(what, code)
         if code != _SUCCESS:
             raise Unavailable("gpu.driver", f"NVIDIA's driver could not {what}; look at its state.", nvml=code)
+
+    def _within_time(self, what: str, call: Callable[[], int]) -> int:
+        answer: Future[int] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:  # noqa: BLE001  raised below, where somebody can act on it
+                answer.set_exception(error)
+
+        if not self._hangs:
+            # It keeps what it was given, so that a driver which wakes up later writes into nobody else's memory.
+            threading.Thread(target=run, name="nvml", daemon=True).start()
+            with contextlib.suppress(TimeoutError):
+                return answer.result(self._seconds)
+            self._hangs = True
+        raise Unavailable(
+            "gpu.hangs", f"NVIDIA's driver could not {what} in time; look at its state and restart the agent."
+        )
 
 
 class _Missing(Unavailable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..contracts import check_work
 from ..errors import Untrusted
 from .broker_client import BrokerClient
 from .checkpoints import CHECKPOINT_TAG, checkpoint_secret
@@ -29,6 +30,10 @@ class Acquired:
 
 def acquire_keys(run: RunContext, *, purpose: str) -> Acquired:
     """One attested session with each owner's broker. All or nothing: the first refusal ends the run."""
+    if run.contract.trustees:
+        # Elsewhere each owner's own broker has looked. A party with a stock one has nobody but this measured code: the
+        # others' brokers are theirs, and may let pass what the contract does not.
+        check_work(run.contract, run.job)
     evidence = NodeEvidence(run.link, run.tee) if run.contract.trustees else None
     statements = gather_statements(run)
     keys = KeyRing()

@@ -39,6 +39,7 @@ class BrokerClient:
     ) -> None:
         self.party = party
         self.pin = contract.parties[party].tls_pin if pin is None else pin
+        self._ours = pin is None
         self._link = link
         self._tls = tls
         self._cookie: str | None = None
@@ -82,7 +83,7 @@ class BrokerClient:
         for value in response.headers.get_all("Set-Cookie") or ():
             self._cookie = value.partition(";")[0]
         if response.status != 200:
-            raise _error(data)
+            raise _error(data, ours=self._ours)
         return data
 
 
@@ -106,18 +107,20 @@ class _Joined:
         self._tls.close()
 
 
-def _error(data: bytes) -> Exception:
+def _error(data: bytes, *, ours: bool) -> Exception:
     try:
         body = parse_json(data, limit=_BODY_LIMIT)
     except Exception as unreadable:  # noqa: BLE001 - whatever it was, it is no answer
         return Internal("wire.unreadable", f"A broker's refusal could not be read ({type(unreadable).__name__}).")
+    if not ours:  # else it could speak in another party's name
+        return _problem(body.get("type") if isinstance(body, dict) else None)
     if isinstance(body, dict) and "error" not in body and isinstance(body.get("type"), str):
         return _problem(body["type"])
     return error_from_wire(body.get("error", body) if isinstance(body, dict) else body)
 
 
-def _problem(kind: str) -> Denied:
+def _problem(kind: object) -> Denied:
     """KBS's ErrorInformation from a server that is not ours. Its ``detail`` is a stranger's text and goes nowhere."""
-    problem = kind.rpartition("/")[2]
+    problem = kind.rpartition("/")[2] if isinstance(kind, str) else ""
     known = problem if _PROBLEM.fullmatch(problem) else "something unreadable"
     return Denied("kbs.refused", f"The key broker refused ({known}); its operator's log says why.", problem=known)
