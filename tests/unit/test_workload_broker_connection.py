@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from typing import Any
 
 import pytest
@@ -35,14 +36,21 @@ class Line:
 
 
 class Link:
-    def tunnel(self, _party: str) -> None:
-        return None
+    """Its tunnels lead nowhere: TLS over them is ``Line``."""
+
+    def tunnel(self, _party: str) -> socket.socket:
+        return socket.socket(socket.AF_UNIX)
 
 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     made = Line()
-    monkeypatch.setattr(broker_client, "connect_pinned", lambda *_: made)
+
+    def connect(sock: socket.socket, *_: object) -> Line:
+        sock.close()
+        return made
+
+    monkeypatch.setattr(broker_client, "connect_pinned", connect)
     return made
 
 
@@ -77,3 +85,4 @@ def test_a_connection_that_broke_is_not_used_again(line: Line) -> None:
     line.broken = False
     mine.post("/c", {})
     assert [sent.split(b" ")[1] for sent in line.sent] == [b"/c"], "nothing of what failed goes out later"
+    mine.close()

@@ -34,6 +34,8 @@ class Limits:
     address_burst: float = 4000.0
     contract_rate: float = 500.0  # KBS requests a second under one contract
     contract_burst: float = 2000.0
+    stock_rate: float = 20.0  # KBS requests a second from one address, of guests that have named no contract yet
+    stock_burst: float = 100.0
     rate_names: int = 4096  # addresses, and contracts, whose requests are counted apart
     refusals_per_minute: int = 30  # log entries a contract and stage; the rest is counted
     stranger_refusals: int = 6  # log entries a minute about requests that no known contract stands behind

@@ -45,7 +45,8 @@ class Timed(H11Protocol):
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         # Every request of this connection carries it, and none of another.
-        self.app_state[CHANNEL] = Channel(None if tls is None else peer_key(tls))
+        source = source_of(str(self.client[0])) if self.client else ""
+        self.app_state[CHANNEL] = Channel(None if tls is None else peer_key(tls), source)
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -6,15 +6,14 @@ import contextlib
 import http.client
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from ..contracts import Card
 from ..crypto import canonical_json, constant_time_equal, parse_json, sha256
 from ..crypto.tls import client_context, connect_pinned
+from ..deadlines import hung_up_at
 from ..errors import Malformed, Misuse, Unavailable, error_from_wire
 from ..fields import Fields
 from .config import Limits, parse_listen
@@ -80,7 +79,7 @@ class Peers:
         sock = self._dial(card.name, end)
         connection = http.client.HTTPConnection("broker", timeout=self.seconds)
         try:
-            with _hung_up_at(end, sock):
+            with hung_up_at(end, sock):
                 connection.sock = connect_pinned(sock, card.keys.tls_pin, context)
                 connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
                 with connection.getresponse() as response:
@@ -125,27 +124,3 @@ class Peers:
                     continue  # a name may have more addresses
                 return sock
         raise Unavailable("peer.unreachable", f"The broker of {name} does not answer.")
-
-
-@contextmanager
-def _hung_up_at(end: float, sock: socket.socket) -> Iterator[None]:
-    """Until ``end`` (monotonic), everything may happen on the connection of ``sock``; then it is over, for both sides.
-
-    A socket's own timeout is for each single read: a peer that sends a byte a second, be it in the handshake, would
-    never run into it.
-    """
-    held = sock.dup()  # TLS takes the socket away, and whoever hangs up needs one that nobody closes meanwhile
-
-    def hang_up() -> None:
-        with contextlib.suppress(OSError):  # the peer was quicker
-            held.shutdown(socket.SHUT_RDWR)
-
-    watchdog = threading.Timer(max(0.0, end - time.monotonic()), hang_up)
-    watchdog.daemon = True
-    watchdog.start()
-    try:
-        yield
-    finally:
-        watchdog.cancel()
-        watchdog.join()
-        held.close()

@@ -17,22 +17,22 @@ from ..audit.database_store import DatabaseStore
 from ..audit.rows import create_log
 from ..contracts import Card
 from ..crypto import Signer, sha256
-from ..errors import Misuse, Unavailable
+from ..errors import Misuse, Unavailable, Untrusted
 from ..keys import Vault
 from .config import Settings
 from .database import PostgresDatabase
-from .seen import SeenHead
+from .seen import SeenHead, sync_folder
 from .sequence import OwnSequence, Sequencer, reconcile
 from .shared import SharedSequence, VaultMark
 from .state import Intent, State, has_tables, taken
 
-__all__ = ["Place", "Record", "place_of"]
+__all__ = ["Place", "Record", "place_of", "set_aside"]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What the broker knows and what it logged, and the sequence in which both change. ``lock``: of the home, where the
-    log's own doesn't keep a second process out."""
+    """What the broker knows and what it logged, and the sequence in which both change. ``lock``: of the home; None only
+    right after creation."""
 
     state: State
     log: AuditLog
@@ -102,11 +102,26 @@ class _Home:
         return Record(state, log, OwnSequence(state, log, signer.public))
 
     def open_state(self) -> State:
+        _check_whole(self._settings)
         return State.open(self._settings.state, create=False)
 
     def open(self, state: State, card: Card, vault: Vault, signer: Signer) -> Record:  # noqa: ARG002 - as above
-        log = AuditLog.open(self._settings.log, origin=card.log_origin, signer=signer)
-        return Record(state, log, OwnSequence(state, log, signer.public))
+        # Before the log: while a record is set aside, nobody touches it.
+        lock = _lock_home(self._settings.home, "audit.locked")
+        log: AuditLog | None = None
+        try:
+            log = AuditLog.open(self._settings.log, origin=card.log_origin, signer=signer)
+            if not SeenHead(self._settings.home / "seen", log, signer.public).covered():
+                raise Untrusted(
+                    "state.moved",
+                    "This record went on in a database; put state.db and log elsewhere, and start with --database.",
+                )
+        except BaseException:
+            if log is not None:
+                log.close()
+            lock.close()
+            raise
+        return Record(state, log, OwnSequence(state, log, signer.public), lock)
 
     def close(self) -> None:
         """Nothing is open but in a record."""
@@ -115,10 +130,12 @@ class _Home:
 class _Shared:
     """One PostgreSQL for all replicas."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, moving: bool) -> None:
+        """``moving``: what is left of the home's own record is about to be set aside."""
         if settings.database is None:
             raise Misuse("state.address", "Name the file with the database's URL.")
         self._settings = settings
+        self._moving = moving
         self._database = PostgresDatabase(settings.database, settings.limits)
 
     def check_vacant(self) -> None:
@@ -127,6 +144,9 @@ class _Shared:
             raise taken()
 
     def _check_home(self) -> None:
+        if self._moving:
+            return
+        _check_whole(self._settings)
         if self._settings.state.exists() or self._settings.log.exists():
             raise Misuse(
                 "state.two_places",
@@ -149,6 +169,11 @@ class _Shared:
     def open(self, state: State, card: Card, vault: Vault, signer: Signer) -> Record:
         lock = _lock_home(self._settings.home)
         try:
+            try:
+                # A record that was set aside must not come back with a loss of power once this one has gone on.
+                sync_folder(self._settings.home)
+            except OSError:
+                raise Unavailable("replica.home", "The home can't be written; look at its disk.") from None
             return self._open(state, card, vault, signer, lock)
         except BaseException:
             lock.close()
@@ -174,8 +199,8 @@ class _Shared:
         return Record(state, log, sequence, lock)
 
 
-def _lock_home(home: Path) -> IO[bytes]:
-    """A replica's home is its own: its vault file and its admin socket are one process's."""
+def _lock_home(home: Path, code: str = "replica.locked") -> IO[bytes]:
+    """A broker's home is one process's: its vault file, its admin socket, and the record that may lie in it."""
     try:
         lock = (home / "lock").open("ab")
     except OSError:
@@ -185,11 +210,25 @@ def _lock_home(home: Path) -> IO[bytes]:
     except BlockingIOError:
         lock.close()
         raise Unavailable(
-            "replica.locked", "Another process runs in this home; stop it, or give each replica a home of its own."
+            code, "Another process runs in this home; stop it, or give each replica a home of its own."
         ) from None
     return lock
 
 
-def place_of(settings: Settings) -> Place:
-    """Raises Misuse for a database's address that can't be used."""
-    return _Home(settings) if settings.database is None else _Shared(settings)
+def set_aside(path: Path) -> Path:
+    """Where a part of the home's own record lies once it was moved to a database."""
+    return path.with_name(f"{path.name}.migrated")
+
+
+def _check_whole(settings: Settings) -> None:
+    """Raises Misuse in the middle of a move."""
+    own = (settings.state, settings.log)
+    if any(path.exists() for path in own) and any(set_aside(path).exists() and not path.exists() for path in own):
+        raise Misuse(
+            "migration.unfinished", "Moving this record to its database was broken off; give the same move again."
+        )
+
+
+def place_of(settings: Settings, *, moving: bool = False) -> Place:
+    """Raises Misuse for a database's address that can't be used. ``moving``: see ``_Shared``."""
+    return _Home(settings) if settings.database is None else _Shared(settings, moving=moving)

@@ -55,6 +55,7 @@ class KeyReleases:
         self._name, self._pin = core.parties.card.name, core.parties.card.keys.tls_pin
         limits = core.limits
         self._rates = Rates(limits.contract_rate, limits.contract_burst, names=limits.rate_names)
+        self._nameless = Rates(limits.stock_rate, limits.stock_burst, names=limits.rate_names)
         sessions.on_stolen = self._stolen
 
     def challenge(self, body: Any, *, channel: Channel | None = None) -> tuple[str, dict[str, Any]]:
@@ -90,7 +91,7 @@ class KeyReleases:
         if self._stock is None:
             raise Denied("kbs.stock-guest", "This broker serves guests that name a contract and a job only.")
         self._stock.check_knock(knock)
-        self._paced(None)
+        self._paced(None, "" if channel is None else channel.source)
         nonce = base64.b64encode(random_bytes(32)).decode()
         session = Session(None, now, nonce, channel, knock.version, knock.tee)
         cookie = self._sessions.open(session, now=now)
@@ -101,7 +102,7 @@ class KeyReleases:
         nonce = sent_nonce(body)
         session = self._sessions.live(cookie, now=self._core.clock())
         request = session.asked
-        self._paced(request)
+        self._paced(request, session.source)
         try:
             challenge = self._sessions.take_challenge(session, nonce, now=self._core.clock())
             message = read_attestation(body, session.version)
@@ -154,13 +155,16 @@ class KeyReleases:
             self._refuse("key.refused", refusal, request, "key", resource=f"{kind}/{tag}"[:200])
             raise
 
-    def _paced(self, request: Request | None) -> None:
-        """One contract's requests a second; all stock guests together before it is known what they ask for.
+    def _paced(self, request: Request | None, source: str = "") -> None:
+        """One contract's requests a second. Before it is known what stock guests ask for: those from one address, and
+        all of them together, of which no address has more than its own.
 
-        Raises Unavailable("rate.contract"), which is not logged: it is no verdict. The digest counts before anything is
-        verified. Whoever has a contract's text can use its share up; they are its parties and the operator, and each of
-        them can stop its runs anyway.
+        Raises Unavailable("rate.contract" or "rate.address"), which is not logged: it is no verdict. The digest counts
+        before anything is verified. Whoever has a contract's text can use its share up; they are its parties and the
+        operator, and each of them can stop its runs anyway.
         """
+        if request is None and (wait := self._nameless.take(source)):
+            raise too_many("rate.address", wait)
         wait = self._rates.take("stock" if request is None else request.contract.digest.hex())
         if wait:
             raise too_many("rate.contract", wait)

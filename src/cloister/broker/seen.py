@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..audit import AuditLog, verify_checkpoint
 from ..crypto.merkle import verify_consistency
 from ..errors import Unavailable, Untrusted
 
-__all__ = ["SeenHead"]
+__all__ = ["SeenHead", "sync_folder"]
 
 _EVERY = 1.0  # seconds: what a sync for each release would cost is not worth the last second
 
@@ -31,10 +32,18 @@ class SeenHead:
     def check(self) -> None:
         """Raises Untrusted("audit.rollback") if the log does not contain what this home saw of it. A new home saw
         nothing yet."""
+        if not self.covered():
+            raise Untrusted(
+                "audit.rollback", "The database's log lacks what this home has seen of it: an older copy was put back."
+            )
+
+    def covered(self) -> bool:
+        """Whether the log contains what this home saw of it. Raises Unavailable for a note that can't be read, and what
+        verifying it raises."""
         try:
             note = self._path.read_text()
         except FileNotFoundError:
-            return
+            return True
         except (OSError, UnicodeDecodeError):
             raise Unavailable(
                 "replica.seen", "The home's note of the log's head can't be read; look at its disk."
@@ -45,9 +54,8 @@ class SeenHead:
             proof = self._log.prove_consistency(seen.size, head.size) if seen.size <= head.size else ()
             verify_consistency(seen.size, head.size, proof, seen.root, head.root)
         except Untrusted:
-            raise Untrusted(
-                "audit.rollback", "The database's log lacks what this home has seen of it: an older copy was put back."
-            ) from None
+            return False
+        return True
 
     def keep(self, note: str, *, now: bool = False) -> None:
         """Remember ``note``, durably, at most once a second unless ``now``. Best effort: an older note protects the
@@ -55,12 +63,32 @@ class SeenHead:
         if not now and time.monotonic() < self._kept + _EVERY:
             return
         self._kept = time.monotonic()
-        draft = self._path.with_suffix(".draft")
+        with suppress(OSError):  # a full disk of the home must not stop releases that the database has
+            self._write(note)
+
+    def must_keep(self, note: str) -> None:
+        """``keep``, where nothing may go on without it. Raises Unavailable."""
         try:
-            with draft.open("w") as file:
-                file.write(note)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
+            self._write(note)
         except OSError:
-            return  # a full disk of the home must not stop releases that the database has
+            raise Unavailable(
+                "replica.seen", "The home can't be written; give its disk room, and start again."
+            ) from None
+
+    def _write(self, note: str) -> None:
+        draft = self._path.with_suffix(".draft")
+        with draft.open("w") as file:
+            file.write(note)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._path)
+        sync_folder(self._path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was made and renamed in it is durable when this returns. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

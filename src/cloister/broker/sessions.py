@@ -25,9 +25,10 @@ _WAITING_OF_ONE_KEY = 8
 @dataclass(frozen=True)
 class Channel:
     """A connection, as far as a session is bound to it: ``key`` is the Ed25519 key (32 bytes) that the client proved in
-    its TLS handshake, or None."""
+    its TLS handshake, or None. ``source``: where it came from, as ``source_of`` says it; nothing is bound to that."""
 
     key: bytes | None
+    source: str = ""
 
     def check(self, signing: bytes) -> None:
         """Raises Untrusted("channel.key") unless the client proved ``signing``, the key that it wants to attest."""
@@ -85,9 +86,15 @@ class Session:
         return self.asked
 
     @property
-    def contract(self) -> bytes:
-        """The digest of what it asks under; empty for a stock guest that has not told."""
-        return b"" if self.asked is None else self.asked.contract.digest
+    def group(self) -> bytes | str:
+        """Whose room it takes: the digest of the contract that it asks under; for a stock guest that has not told,
+        where it knocked from."""
+        return self.source if self.asked is None else self.asked.contract.digest
+
+    @property
+    def source(self) -> str:
+        """Where it came from; empty inside this process."""
+        return "" if self.channel is None else self.channel.source
 
     @property
     def served(self) -> bool:
@@ -118,6 +125,7 @@ class Sessions:
     One half of the room is for sessions that wait for evidence, the other for those that attested. Where a half is
     full, the contract that has most sessions in it makes room with its oldest one. So whoever knocks without end pushes
     out its own contract's knocks only, never another contract's that has less, and never a workload that attested.
+    Stock guests that have not told their contract are told apart by where they come from.
 
     ``on_stolen`` is told of a session whose cookie came from another client; that one learns nothing from the answer.
     """
@@ -219,6 +227,6 @@ class Sessions:
 def _make_room(sessions: dict[str, Session]) -> None:
     """Of the contract that has most of them, the oldest that was given something ends, else the oldest. A workload asks
     for all it needs at once, and can attest again."""
-    most, _ = Counter(session.contract for session in sessions.values()).most_common(1)[0]
-    mine = [cookie for cookie, session in sessions.items() if session.contract == most]
+    most, _ = Counter(session.group for session in sessions.values()).most_common(1)[0]
+    mine = [cookie for cookie, session in sessions.items() if session.group == most]
     del sessions[next((cookie for cookie in mine if sessions[cookie].served), mine[0])]

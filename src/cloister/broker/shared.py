@@ -68,11 +68,13 @@ class SharedSequence:
     def close(self) -> None:
         """Gives the locks back, so that who starts or changes keys next need not wait until the server misses us."""
         with self._lock:
-            self._seen.keep(self._store.known_head().note, now=True)
-            if self._session is not None:
-                with suppress(Unavailable), self._dropping():
-                    self._session.exec_driver_sql("SELECT pg_advisory_unlock_all()")
-            self._drop()
+            try:
+                self._seen.keep(self._store.known_head().note, now=True)
+                if self._session is not None:
+                    with suppress(Unavailable), self._dropping():
+                        self._session.exec_driver_sql("SELECT pg_advisory_unlock_all()")
+            finally:
+                self._drop()
 
     # Turns and commits.
 

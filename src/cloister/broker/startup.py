@@ -105,16 +105,17 @@ def _first_entry(place: Place, limits: Limits, vault: Vault, card: Card, clock: 
         record.close()
 
 
-def open_home(settings: Settings, passphrase: bytes) -> Opened:
+def open_home(settings: Settings, passphrase: bytes, *, moving: bool = False) -> Opened:
     """Open everything, and refuse what was put back from an older copy.
 
-    ``passphrase``: the vault's credential. Raises Misuse (no party here), Denied (wrong passphrase), Untrusted
-    (``vault.rollback``, ``vault.other_copy``, ``state.rollback``, ``audit.rollback``, or what a damaged file gives),
+    ``passphrase``: the vault's credential. ``moving``: a database's record, beside what is left of the home's own.
+    Raises Misuse (no party here, ``migration.unfinished``), Denied (wrong passphrase), Untrusted (``vault.rollback``,
+    ``vault.other_copy``, ``state.rollback``, ``state.moved``, ``audit.rollback``, or what a damaged file gives),
     Unavailable (another process has it open, or the database can't be reached).
     """
     if not settings.card.exists():
         raise Misuse("party.absent", "There is no party in this folder; create one first.")
-    place = place_of(settings)
+    place = place_of(settings, moving=moving)
     try:
         state = place.open_state()
     except BaseException:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
 import ssl
+import time
 from typing import Any, Literal
 
 from ..contracts import Contract
 from ..crypto import canonical_json, parse_json
 from ..crypto.tls import connect_pinned
-from ..errors import Denied, Internal, Unavailable, error_from_wire
+from ..deadlines import hung_up_at
+from ..errors import CloisterError, Denied, Internal, Unavailable, error_from_wire
 from .node_link import NodeLink
 
 __all__ = ["BrokerClient"]
 
 _BODY_LIMIT = 1024 * 1024
-_TIMEOUT = 30.0
+_EXCHANGE = 30.0  # seconds from a request's first byte, with the handshake before it, to its answer's last
 _PROBLEM = re.compile(r"[A-Za-z]{1,40}")
 
 
 class BrokerClient:
-    """One connection, one session. Not thread-safe: each handshake makes its own.
+    """One connection, one session. Not thread-safe: each handshake makes its own. An exchange takes ``_EXCHANGE``
+    seconds at most, however the broker behaves: what other owners gave must not stay in memory past their leases.
 
     ``tls`` has the key that this side proves: a session works on connections of its own workload's signing key only.
     Without it the connection is nobody's in particular, which is enough for what speaks for itself. ``pin``: of another
@@ -44,6 +48,7 @@ class BrokerClient:
         self._tls = tls
         self._cookie: str | None = None
         self._http: http.client.HTTPConnection | None = None
+        self._raw: socket.socket | None = None  # what is below TLS
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return parse_json(self._send("POST", path, canonical_json(body)), limit=_BODY_LIMIT)
@@ -55,11 +60,14 @@ class BrokerClient:
         if self._http is not None:
             self._http.close()
             self._http = None
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self, raw: socket.socket) -> http.client.HTTPConnection:
         if self._http is None:
-            connection = http.client.HTTPConnection("broker", timeout=_TIMEOUT)
-            connection.sock = _Joined(connect_pinned(self._link.tunnel(self.party), self.pin, self._tls))
+            connection = http.client.HTTPConnection("broker", timeout=_EXCHANGE)
+            connection.sock = _Joined(connect_pinned(raw.dup(), self.pin, self._tls))
             self._http = connection
         return self._http
 
@@ -67,16 +75,27 @@ class BrokerClient:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         if self._cookie is not None:
             headers["Cookie"] = self._cookie
-        connection = self._connection()
+        silent = Unavailable(
+            "broker.unreachable", f"The broker of {self.party} does not answer; is it running?", party=self.party
+        )
+        if self._raw is None:
+            self._raw = self._link.tunnel(self.party)
+        end = time.monotonic() + _EXCHANGE
         try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            data = response.read(_BODY_LIMIT + 1)
+            with hung_up_at(end, self._raw):
+                connection = self._connection(self._raw)
+                connection.request(method, path, body, headers)
+                with connection.getresponse() as response:
+                    data = response.read(_BODY_LIMIT + 1)
         except (OSError, http.client.HTTPException):
             self.close()
-            raise Unavailable(
-                "broker.unreachable", f"The broker of {self.party} does not answer; is it running?", party=self.party
-            ) from None
+            raise silent from None
+        except CloisterError:
+            self.close()
+            raise
+        if time.monotonic() > end:
+            self.close()
+            raise silent  # what was cut off may look like a short answer
         if len(data) > _BODY_LIMIT:
             self.close()
             raise Internal("broker.size", f"The broker of {self.party} answered with more than expected.")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from ..crypto import parse_json
+from ..deadlines import hung_up_at
 from ..errors import CloisterError, Unavailable, error_from_wire
 
 __all__ = ["NodeLink"]
 
 _LINE_LIMIT = 256 * 1024
 _TIMEOUT = 30.0
+_EXCHANGE = 60.0  # seconds until an answer's last byte: evidence of many devices takes its time
 
 
 class NodeLink:
@@ -52,8 +55,10 @@ class NodeLink:
         try:
             sock.settimeout(_TIMEOUT)
             sock.connect(str(self._path))
-            sock.sendall(json.dumps(request).encode() + b"\n")
-            answer = parse_json(self._line(sock), limit=_LINE_LIMIT)
+            with hung_up_at(time.monotonic() + _EXCHANGE, sock):
+                sock.sendall(json.dumps(request).encode() + b"\n")
+                line = self._line(sock)
+            answer = parse_json(line, limit=_LINE_LIMIT)
             if not isinstance(answer, dict) or answer.get("ok") is not True:
                 raise error_from_wire(answer.get("error") if isinstance(answer, dict) else None)
         except OSError:
