@@ -91,7 +91,9 @@ class LocalHome:
             self.passphrases.append(request["passphrase"])
             return {
                 "ok": True,
-                "port": self._start(**{k: v for k, v in request.items() if k not in ("op", "vault", "database")}),
+                "port": self._start(
+                    **{k: v for k, v in request.items() if k not in ("op", "vault", "database", "switches")}
+                ),
             }
         if request["op"] == "stop":
             return {"ok": True}

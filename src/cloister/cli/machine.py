@@ -35,11 +35,17 @@ def up(
     objects_cache: Annotated[
         int | None, typer.Option("--objects-cache", help="MiB of the store's ciphertext kept on this disk.")
     ] = None,
+    attester: Annotated[
+        str | None, typer.Option("--attester", help="What vouches for the node: swtpm (level none), tpm or tsm.")
+    ] = None,
+    tpm: Annotated[str | None, typer.Option("--tpm", help="TCTI of the node's TPM, as device:/dev/tpmrm0.")] = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", help="Attest the guest's GPUs beside tsm: nvidia.")] = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Start the control plane and the node on this machine. Running it again changes nothing."""
     store: dict[str, Any] = {"objects": objects, "credentials": objects_credentials, "cache_mib": objects_cache}
+    store |= {"attester": attester, "tpm": tpm, "gpus": gpus}
     with at_home(home) as place:
         if foreground:
             raise typer.Exit(operations.run_in_foreground(place, single_user=single_user, **store))
@@ -85,5 +91,9 @@ def _lines(document: dict[str, Any]) -> list[str]:
         rows.append(("workload", f"{claim['measurement'][:16]}…  agent {claim['agent'][:16]}…"))
     single = "one user for every part: a break-in into one reaches the files of all"
     rows.append(("users", "a user for each part" if document["users"] == "separate" else single))
-    rows += [(name, f"{party['state']}, port {party['port']}") for name, party in sorted(document["parties"].items())]
+    if chosen := (document["node"] or {}).get("chosen"):
+        rows.append(("attester", ", ".join(str(chosen[k]) for k in ("attester", "tpm", "gpus") if chosen.get(k))))
+    for name, party in sorted(document["parties"].items()):
+        on = "".join(f", {switch.replace('_', ' ')}" for switch in party.get("switches", ()))
+        rows.append((name, f"{party['state']}, port {party['port']}{on}"))
     return [*columns(rows), *(f"Note: {text}" for text in document["notes"] or [])]

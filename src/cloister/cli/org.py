@@ -42,19 +42,32 @@ DatabaseFile = Annotated[
 ]
 
 
+StockGuests = Annotated[
+    bool | None,
+    typer.Option("--stock-guests/--no-stock-guests", help="Serve plain KBS guests, where a contract allows them."),
+]
+FetchCollateral = Annotated[
+    bool | None,
+    typer.Option("--fetch-collateral/--no-fetch-collateral", help="Ask vendors for what attestation needs."),
+]
+
+
 @org.command("create")
 def create(
     name: str,
     vault: VaultDriver = None,
     vault_option: VaultOptions = None,
     database: DatabaseFile = None,
+    stock_guests: StockGuests = None,
+    fetch_collateral: FetchCollateral = None,
     passphrase_file: PassphraseFile = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Create an organization: a vault under a passphrase or in a device, keys, a card, an audit log, and a broker that
     serves them."""
-    kept = {"vault": operations.vault_choice(vault, vault_option or []), "database": database}
+    kept: dict[str, Any] = {"vault": operations.vault_choice(vault, vault_option or []), "database": database}
+    kept["switches"] = operations.broker_switches(stock_guests, fetch_collateral)
     _create(name, None, kept, passphrase_file, home, as_json)
 
 
@@ -65,12 +78,15 @@ def create_team(
     vault: VaultDriver = None,
     vault_option: VaultOptions = None,
     database: DatabaseFile = None,
+    stock_guests: StockGuests = None,
+    fetch_collateral: FetchCollateral = None,
     passphrase_file: PassphraseFile = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Create a team: a party with its own keys, broker and log, whose card names its organization."""
-    kept = {"vault": operations.vault_choice(vault, vault_option or []), "database": database}
+    kept: dict[str, Any] = {"vault": operations.vault_choice(vault, vault_option or []), "database": database}
+    kept["switches"] = operations.broker_switches(stock_guests, fetch_collateral)
     _create(name, of, kept, passphrase_file, home, as_json)
 
 
@@ -100,18 +116,21 @@ def unlock(
     vault: VaultDriver = None,
     vault_option: VaultOptions = None,
     database: DatabaseFile = None,
+    stock_guests: StockGuests = None,
+    fetch_collateral: FetchCollateral = None,
     passphrase_file: PassphraseFile = None,
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
     """Open a party's vault after a restart: its broker starts and answers again. The vault's driver and the database's
-    file are remembered; name them only where they changed, as after a recovery."""
+    file and the switches are remembered; name them only where they change, as after a recovery."""
     choice = operations.vault_choice(vault, vault_option or [])
+    switches = operations.broker_switches(stock_guests, fetch_collateral)
     with at_home(home) as place:
         place.status()
         passphrase = read_passphrase(name, passphrase_file, twice=False)
         with spinner(f"unlocking {name}"):
-            opened = operations.unlock(place, name, passphrase, vault=choice, database=database)
+            opened = operations.unlock(place, name, passphrase, vault=choice, database=database, switches=switches)
         result(opened.document(), [f"{name} is unlocked.", *_lines(opened)], as_json=as_json)
 
 

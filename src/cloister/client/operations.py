@@ -46,7 +46,17 @@ from .keys import (
     was_split,
 )
 from .logs import export_events, show_log, verify_log
-from .parties import create_party, list_parties, migrate, parse_card, publish, trust, unlock, vault_choice
+from .parties import (
+    broker_switches,
+    create_party,
+    list_parties,
+    migrate,
+    parse_card,
+    publish,
+    trust,
+    unlock,
+    vault_choice,
+)
 from .policies import check_policy, explain_policy, set_policy, show_policy
 from .publishing import create_secret_key, key_fingerprint, make_release, read_secret_key, show_release, write_file
 from .pulling import pull
@@ -62,6 +72,7 @@ __all__ = [
     "Guest",
     "admit_attester",
     "approve_release",
+    "broker_switches",
     "cancel_job",
     "cancel_reencryption",
     "check_policy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from .supervisor import Home
 __all__ = [
     "Created",
     "Moved",
+    "broker_switches",
     "create_party",
     "list_parties",
     "migrate",
@@ -83,6 +84,12 @@ def vault_choice(driver: str | None, options: Sequence[str]) -> DriverConfig | N
     return DriverConfig(driver, {key: value for key, _, value in pairs})
 
 
+def broker_switches(stock_guests: bool | None, fetch_collateral: bool | None) -> dict[str, bool]:
+    """What a party's broker is to serve or do beyond the usual; None leaves as it is."""
+    given = {"fetch_collateral": fetch_collateral, "stock_guests": stock_guests}
+    return {name: on for name, on in given.items() if on is not None}
+
+
 def create_party(
     home: Home,
     name: str,
@@ -91,16 +98,20 @@ def create_party(
     part_of: str | None = None,
     vault: DriverConfig | None = None,
     database: Path | None = None,
+    switches: Mapping[str, bool] | None = None,
 ) -> Created:
     """Start a new party's broker, publish its card, and pin it mutually with the parties of this home.
 
     ``vault`` names what keeps its KEKs (None: the vault's own file); ``passphrase`` then is that device's credential.
     ``database``: a file (0600) with the URL of the empty PostgreSQL that keeps its state and log (None: its home does).
+    ``switches``: see ``broker_switches``.
 
     That pinning compares nothing: whoever runs all these parties is one person, who started their brokers. Across
     machines people compare fingerprints (``trust``).
     """
-    port = home.start_party(name, passphrase, create=True, part_of=part_of, vault=vault, database=database)
+    port = home.start_party(
+        name, passphrase, create=True, part_of=part_of, vault=vault, database=database, switches=switches
+    )
     return _joined(home, name, port)
 
 
@@ -136,14 +147,21 @@ def _pair(home: Home, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def unlock(
-    home: Home, name: str, passphrase: str, *, vault: DriverConfig | None = None, database: Path | None = None
+    home: Home,
+    name: str,
+    passphrase: str,
+    *,
+    vault: DriverConfig | None = None,
+    database: Path | None = None,
+    switches: Mapping[str, bool] | None = None,
 ) -> Created:
     """Start an existing party's broker, and do the pairing that was missed while it was locked.
 
     ``vault`` only where its driver is another one since, as after a recovery; ``database`` only where the file with its
-    URL lies elsewhere since.
+    URL lies elsewhere since; ``switches`` as in ``broker_switches``, each that is left out as it was.
     """
-    return _joined(home, name, home.start_party(name, passphrase, create=False, vault=vault, database=database))
+    port = home.start_party(name, passphrase, create=False, vault=vault, database=database, switches=switches)
+    return _joined(home, name, port)
 
 
 def migrate(home: Home, name: str, passphrase: str, database: Path) -> Moved:

@@ -34,6 +34,15 @@ def _storage(objects: str | None, credentials: Path | None, cache_mib: int | Non
     return [f"{name}={value}" for name, value in named.items() if value is not None]
 
 
+def _node(attester: str | None, tpm: str | None, gpus: str | None) -> list[str]:
+    """Options for what vouches for the node; the supervisor judges whether they fit together."""
+    named = {"--attester": attester, "--tpm": tpm, "--gpus": gpus}
+    for name, value, known in (("--attester", attester, ("swtpm", "tpm", "tsm")), ("--gpus", gpus, ("nvidia",))):
+        if value is not None and value not in known:
+            raise Misuse("node.arguments", f"{name} is one of: {', '.join(known)}.")
+    return [f"{name}={value}" for name, value in named.items() if value is not None]
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -62,16 +71,20 @@ def up(
     objects: str | None = None,
     credentials: Path | None = None,
     cache_mib: int | None = None,
+    attester: str | None = None,
+    tpm: str | None = None,
+    gpus: str | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Start what isn't running. Returns (status, whether it was started now). Raises the failing part's own error.
 
     ``objects`` is the URL of a store for sealed objects, ``credentials`` a file of mode 0600 for it, ``cache_mib`` how
-    much of it is kept here; the home remembers them.
+    much of it is kept here; ``attester`` (swtpm, tpm, tsm), ``tpm`` (a TCTI) and ``gpus`` (nvidia) say what vouches for
+    the node. The home remembers them.
     """
-    more = _storage(objects, credentials, cache_mib)
+    more = [*_storage(objects, credentials, cache_mib), *_node(attester, tpm, gpus)]
     if home.running():
         if more:
-            raise Misuse("home.running", "Cloister is running here; 'cloister down' first, then name its store.")
+            raise Misuse("home.running", "Cloister is running here; 'cloister down' first, then start it so.")
         return home.status(), False
     _make_folder(home.path)
     with _open_log(home.path / "supervisor.log") as log:
@@ -121,12 +134,15 @@ def run_in_foreground(
     objects: str | None = None,
     credentials: Path | None = None,
     cache_mib: int | None = None,
+    attester: str | None = None,
+    tpm: str | None = None,
+    gpus: str | None = None,
 ) -> int:
     """Run the supervisor as this terminal's process until it is interrupted; returns its exit code.
 
     Options as in ``up``.
     """
-    more = _storage(objects, credentials, cache_mib)
+    more = [*_storage(objects, credentials, cache_mib), *_node(attester, tpm, gpus)]
     if home.running():
         raise Misuse("home.running", "Cloister is running here already; stop it with 'cloister down' first.")
     _make_folder(home.path)

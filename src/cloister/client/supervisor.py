@@ -94,12 +94,15 @@ class Home:
         part_of: str | None = None,
         vault: DriverConfig | None = None,
         database: Path | None = None,
+        switches: Mapping[str, bool] | None = None,
     ) -> int:
         """Start a party's broker; returns its port. The passphrase crosses this socket once and is kept nowhere; of
-        ``database``, the file with the URL of the PostgreSQL for its record, only the place does."""
+        ``database``, the file with the URL of the PostgreSQL for its record, only the place does.
+        ``switches``: see ``parties.broker_switches``."""
         request = {"create": create, "name": name, "op": "start-party", "part_of": part_of, "passphrase": passphrase}
         request["vault"] = None if vault is None else {"name": vault.name, "options": dict(vault.options)}
         request["database"] = None if database is None else _place(database)
+        request["switches"] = dict(switches or {})
         return int(self.ask(request)["port"])
 
     def migrate_party(self, name: str, passphrase: str, database: Path) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from typing import Any
 from ..errors import Misuse
 from ..fields import Fields
 
-__all__ = ["broker_arguments", "broker_secrets", "read_vault"]
+__all__ = ["SWITCHES", "broker_arguments", "broker_secrets", "read_switches", "read_vault"]
 
 _MOST = 4096
+# None of them makes a broker believe more than vendors' roots say: development evidence can't be let in from here.
+SWITCHES = ("fetch_collateral", "stock_guests")
 
 
 def read_vault(f: Fields) -> dict[str, Any]:
@@ -25,16 +27,27 @@ def read_vault(f: Fields) -> dict[str, Any]:
     return vault
 
 
-def broker_arguments(vault: dict[str, Any] | None, database: str | None) -> tuple[str, ...]:
+def read_switches(f: Fields) -> dict[str, bool]:
+    """Those of ``SWITCHES`` that are named; others are refused."""
+    found = {name: f.boolean(name) for name in SWITCHES if f.raw(name, optional=True) is not None}
+    f.done()
+    return found
+
+
+def broker_arguments(
+    vault: dict[str, Any] | None, database: str | None, switches: dict[str, bool] | None = None
+) -> tuple[str, ...]:
     """Of ``python -m cloister.broker``. ``vault``: a driver's ``name`` and ``options``, None for the vault's own file.
-    ``database``: the path of the file with the URL, None for a record in the home.
+    ``database``: the path of the file with the URL, None for a record in the home. ``switches``: which of
+    ``SWITCHES`` are on.
 
     The URL follows the passphrase through the pipe: a broker with a user of its own couldn't read a file that is its
     owner's alone.
     """
     vault = vault or {"name": "file", "options": {}}
     options = (f"--vault-option={key}={value}" for key, value in sorted(vault["options"].items()))
-    return ("--vault-driver", vault["name"], *options, *(() if database is None else ("--database", "-")))
+    on = (f"--{name.replace('_', '-')}" for name in SWITCHES if (switches or {}).get(name))
+    return ("--vault-driver", vault["name"], *options, *(() if database is None else ("--database", "-")), *on)
 
 
 def broker_secrets(passphrase: str, file: str | None) -> str:

@@ -22,9 +22,11 @@ from typing import Any
 from ..crypto import SigningKey
 from ..errors import CloisterError, Misuse
 from ..fields import party_name
+from ..node.attesters import ATTESTERS, GPUS
 from ..node.image import build_image, image_stamp
 from ..node.uids import allocate_uid, who_can_traverse
 from .brokers import broker_arguments, broker_secrets
+from .nodes import is_hardware, node_arguments, node_choice, node_folder
 from .processes import Part, PartProcess
 from .storage import DEFAULT_CACHE_MIB, store_arguments, store_choice, store_credentials
 from .supervisor_socket import serve
@@ -38,8 +40,16 @@ _RESTARTS = 3  # of one part; then something is wrong that starting again does n
 class Supervisor:
     """Starts, watches and stops the parts. State that must survive lies in ``supervisor.json``."""
 
-    def __init__(self, home: Path, *, separate_users: bool, objects: dict[str, Any] | None = None) -> None:
-        """``objects``: a store's ``url``, ``credentials`` (a path or None) and ``cache_mib``; None keeps the last."""
+    def __init__(
+        self,
+        home: Path,
+        *,
+        separate_users: bool,
+        objects: dict[str, Any] | None = None,
+        node: dict[str, Any] | None = None,
+    ) -> None:
+        """``objects``: a store's ``url``, ``credentials`` (a path or None) and ``cache_mib``. ``node``: what vouches
+        for the node, as of ``nodes.node_choice``. None keeps the last of each."""
         self._home = home
         self._separate = separate_users
         self._state_file = home / "supervisor.json"
@@ -47,6 +57,7 @@ class Supervisor:
         if self._state_file.exists():
             self._state = json.loads(self._state_file.read_text())
         self._objects = objects or self._state.get("objects")
+        self._node = node or self._state.get("node")
         self._parts: dict[str, PartProcess] = {}
         self._restarts: dict[str, int] = {}
 
@@ -61,8 +72,12 @@ class Supervisor:
         self._state["objects"] = self._objects  # only now: a store that did not open is not remembered
         self._save()
         image = self._image()
-        node = ("--home", str(self._folder("node")), "--control", self._url(), "--image", str(image))
-        self._start("node", "cloister.node", node)
+        # A chip's devices and configfs are root's: such a node is whoever started Cloister, its sandboxes never are.
+        folder = self._folder(node_folder(self._node), "node")
+        node = ("--home", str(folder), "--control", self._url(), "--image", str(image))
+        self._start("node", "cloister.node", (*node, *node_arguments(self._node)))
+        self._state["node"] = self._node  # only now: what this machine doesn't have is not remembered
+        self._save()
 
     def start_party(
         self,
@@ -73,10 +88,12 @@ class Supervisor:
         create: bool,
         vault: dict[str, Any] | None = None,
         database: str | None = None,
+        switches: dict[str, bool] | None = None,
     ) -> int:
         """A party's broker; returns its port. ``vault`` names what keeps its KEKs (a driver's ``name`` and
         ``options``), None what kept them last: the passphrase goes where that points, so it never comes from the vault
-        file. ``database``: the path of the file with the URL of the PostgreSQL for its record; None keeps the last."""
+        file. ``database``: the path of the file with the URL of the PostgreSQL for its record; None keeps the last.
+        ``switches``: those of the broker (``brokers.SWITCHES``); each that is left out is as it was last."""
         role = f"party/{party_name(name)}"
         exists = (self._home / "parties" / name / "vault.json").exists()
         if create and exists:
@@ -88,8 +105,11 @@ class Supervisor:
         known = self._state["parties"].get(name, {})
         vault, database = vault or known.get("vault"), database or self._database(name)
         more = (*(("--init", name) if create else ()), *(("--part-of", part_of) if create and part_of else ()))
-        self._start(role, *self._broker(name, vault, database, more), secret=broker_secrets(passphrase, database))
+        switches = {**known.get("switches", {}), **(switches or {})}
+        more = (*more, *broker_arguments(vault, database, switches))
+        self._start(role, *self._broker(name, more), secret=broker_secrets(passphrase, database))
         kept = {"database": database, "part_of": part_of or known.get("part_of"), "vault": vault}
+        kept["switches"] = switches
         self._state["parties"][name] = {what: value for what, value in kept.items() if value or what == "part_of"}
         self._save()
         return int(self._listen(role).rpartition(":")[2])
@@ -112,7 +132,7 @@ class Supervisor:
                 "party.running",
                 f"The broker of {name} is running; run 'cloister down' and 'cloister up', then move it, still locked.",
             )
-        module, arguments = self._broker(name, known.get("vault"), database, ("--migrate",))
+        module, arguments = self._broker(name, ("--migrate", *broker_arguments(known.get("vault"), database)))
         part = Part(role, module, arguments, allocate_uid(self._home, role) if self._separate else None)
         secret = broker_secrets(passphrase, database)
         known["moving"] = database
@@ -132,14 +152,12 @@ class Supervisor:
         found: str | None = known["moving"] if moved else known.get("database")
         return found
 
-    def _broker(
-        self, name: str, vault: dict[str, Any] | None, database: str | None, more: tuple[str, ...]
-    ) -> tuple[str, tuple[str, ...]]:
+    def _broker(self, name: str, more: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         """Module and arguments of a party's broker; its folder is made."""
         (self._home / "parties").mkdir(mode=0o711, exist_ok=True)
         role = f"party/{name}"
         place = ("--home", str(self._folder(f"parties/{name}", role)), "--listen", self._listen(role))
-        return "cloister.broker", (*place, *more, *broker_arguments(vault, database))
+        return "cloister.broker", (*place, *more)
 
     def watch(self) -> None:
         """Start control plane and node again if they ended. A broker needs its passphrase, so its owner starts it."""
@@ -160,12 +178,13 @@ class Supervisor:
                 "admin": str(self._home / "parties" / name / "run" / "admin.sock"),
                 "port": self._state["ports"].get(f"party/{name}"),
                 "state": "running" if self._running(f"party/{name}") else "locked",
+                "switches": sorted(what for what, on in known.get("switches", {}).items() if on),
             }
-            for name in self._state["parties"]
+            for name, known in self._state["parties"].items()
         }
         return {
             "control": {**self._claims("control"), "url": self._url()},
-            "node": self._claims("node"),
+            "node": {**self._claims("node"), "chosen": self._node},
             "notes": self._notes(),
             "ok": True,
             "parties": parties,
@@ -194,7 +213,7 @@ class Supervisor:
     # --- where things are -------------------------------------------------------------------------------------
 
     def _start(self, name: str, module: str, arguments: tuple[str, ...], *, secret: str | None = None) -> None:
-        uid = allocate_uid(self._home, name) if self._separate else None
+        uid = allocate_uid(self._home, name) if self._is_apart(name) else None
         # The node's key to sign requests with also goes through the pipe.
         given = self._state["node_key"] if name == "node" else secret
         if name == "control":
@@ -217,7 +236,7 @@ class Supervisor:
         """A part's own folder. Only the folder itself changes hands: what a part put into it may be a trap."""
         folder = self._home / relative
         folder.mkdir(mode=0o700, exist_ok=True)
-        uid = allocate_uid(self._home, role or relative) if self._separate else os.geteuid()
+        uid = allocate_uid(self._home, role or relative) if self._is_apart(role or relative) else os.geteuid()
         if folder.stat().st_uid != uid:
             if any(folder.iterdir()):
                 raise Misuse(
@@ -226,6 +245,10 @@ class Supervisor:
                 )
             os.chown(folder, uid, uid)
         return folder
+
+    def _is_apart(self, role: str) -> bool:
+        """Whether a part has a user of its own."""
+        return self._separate and not (role == "node" and is_hardware(self._node))
 
     def _url(self) -> str:
         return f"http://{self._listen('control')}"
@@ -265,6 +288,9 @@ def main() -> int:
     parser.add_argument("--objects", help="where objects lie: s3://bucket/prefix; else in the home")
     parser.add_argument("--objects-credentials", type=Path, help="file of the store's credentials, mode 0600")
     parser.add_argument("--objects-cache", type=int, default=DEFAULT_CACHE_MIB, help="MiB of ciphertext kept here")
+    parser.add_argument("--attester", choices=ATTESTERS, help="what vouches for the node; see cloister.node")
+    parser.add_argument("--tpm", metavar="TCTI", help="where the node's TPM is")
+    parser.add_argument("--gpus", choices=GPUS, help="attest the guest's GPUs beside it")
     options = parser.parse_args()
     home: Path = options.home.absolute()
     separate = os.geteuid() == 0 and not options.single_user
@@ -276,7 +302,8 @@ def main() -> int:
             uid = allocate_uid(home, "control")
             for path in (home, Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parent):
                 who_can_traverse(path, uid, uid)
-        supervisor = Supervisor(home, separate_users=separate, objects=store_choice(options))
+        objects, node = store_choice(options), node_choice(options)
+        supervisor = Supervisor(home, separate_users=separate, objects=objects, node=node)
         try:
             supervisor.start()
             print(json.dumps({"ready": True, **supervisor.status()}), flush=True)

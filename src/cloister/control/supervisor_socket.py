@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..crypto import parse_json
 from ..errors import CloisterError, Internal, Malformed
 from ..fields import Fields
-from .brokers import read_vault
+from .brokers import read_switches, read_vault
 
 if TYPE_CHECKING:
     from .embedded import Supervisor
@@ -72,6 +72,7 @@ def _act(supervisor: Supervisor, line: bytes) -> tuple[dict[str, Any], bool]:
         part_of = None if f.raw("part_of", optional=True) is None else f.party("part_of")
         vault = None if f.raw("vault", optional=True) is None else read_vault(f.child("vault"))
         database = None if f.raw("database", optional=True) is None else f.text("database", limit=4096)
+        switches = None if f.raw("switches", optional=True) is None else read_switches(f.child("switches"))
         port = supervisor.start_party(
             f.party("name"),
             part_of,
@@ -79,6 +80,7 @@ def _act(supervisor: Supervisor, line: bytes) -> tuple[dict[str, Any], bool]:
             create=f.boolean("create"),
             vault=vault,
             database=database,
+            switches=switches,
         )
         return {"ok": True, "port": port}, False
     if op == "migrate-party":

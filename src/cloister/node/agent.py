@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ..contracts import Contract, Job, read_contract, read_job
 from ..crypto import Envelope, parse_json
 from ..errors import CloisterError, Internal, Unavailable
 from ..fields import Fields
 from .control_link import ControlLink
+from .launch import Launch, RunSandbox
 from .output import plain_tree, read_plain
 from .reporter import Reporter
-from .sandbox import Sandbox
 
-__all__ = ["Agent", "Launch", "RunSandbox"]
+__all__ = ["Agent"]
 
 T = TypeVar("T")
 _MAX_LAUNCHES = 4  # the first, and three resumptions after a kill
@@ -39,26 +39,6 @@ _AWAY = "control.unreachable"
 _KILLED_FROM = 128  # an exit status of 128 + n: ended by signal n
 _KILLED = 137
 _STATE_OF_EXIT = {0: "succeeded", 3: "denied", 4: "denied", 20: "revoked"}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One start of one job's workload."""
-
-    contract: Contract
-    job: Job
-    instance: bytes
-    purpose: str
-    folder: Path
-    assets: dict[str, Path]
-    directory: dict[str, tuple[str, int]]
-    on_event: Callable[[dict[str, Any]], None]
-
-
-class RunSandbox(Protocol):
-    """Starts the measured workload; see ``launcher.Launcher``."""
-
-    def __call__(self, launch: Launch) -> contextlib.AbstractContextManager[Sandbox]: ...
 
 
 @dataclass(frozen=True)

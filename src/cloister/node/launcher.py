@@ -12,7 +12,7 @@ from typing import Any
 
 from ..attestation import Attester
 from ..attestation.guests import StockAttester
-from .agent import Launch
+from .launch import Launch
 from .measure import measure_tree, measurement
 from .output import plain_tree
 from .sandbox import Sandbox, SandboxSpec, launch_spec, workload_argv
