@@ -13,7 +13,7 @@ import pytest
 from cloister.errors import Denied, Unavailable
 from cloister.node import agent as agent_module
 from cloister.node.agent import Agent
-from cloister.node.launch import Launch
+from cloister.node.order import Launch
 from tests.broker_world import World
 
 pytest_plugins = ["tests.broker_fixtures"]

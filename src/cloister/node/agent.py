@@ -22,7 +22,7 @@ from ..crypto import Envelope, parse_json
 from ..errors import CloisterError, Internal, Unavailable
 from ..fields import Fields
 from .control_link import ControlLink
-from .launch import Launch, RunSandbox
+from .order import Launch, RunSandbox
 from .output import plain_tree, read_plain
 from .reporter import Reporter
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..attestation import Attester
 from ..attestation.guests import StockAttester
-from .launch import Launch
 from .measure import measure_tree, measurement
+from .order import Launch
 from .output import plain_tree
 from .sandbox import Sandbox, SandboxSpec, launch_spec, workload_argv
 from .sandbox import launch as start_sandbox
