@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +28,24 @@ OFFLINE = {
 os.environ.update(OFFLINE)
 # Whoever chose a number of threads keeps it.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+
+def _patiently(install: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Python 3.11 lets one thread install a tracer at a time and fails for another, whose thread then never runs. Only
+    coverage traces, so no thread of the product meets this outside the tests."""
+
+    def settrace(function: Any) -> None:
+        for _ in range(1000):
+            try:
+                return install(function)
+            except RuntimeError:
+                time.sleep(0.001)
+        return install(function)
+
+    return settrace
+
+
+sys.settrace = _patiently(sys.settrace)
 
 # Nothing timed is a test: on a busy machine a slow example is no failure. CI draws the same examples every time, so
 # that a red run says something about the change; everyone else keeps searching.
