@@ -18,11 +18,12 @@ from sqlalchemy import insert, select
 from ..audit import AuditLog, verify_checkpoint
 from ..audit.rows import restore_log, stored_head
 from ..errors import Internal, Misuse, Unavailable, Untrusted
+from ..sealed.folder import sync_folder
 from .clock import Clock
 from .config import Settings
 from .database import PostgresDatabase
 from .record import set_aside
-from .seen import SeenHead, sync_folder
+from .seen import SeenHead
 from .startup import Opened, open_home
 from .state import State, has_tables, taken
 from .tables import METADATA

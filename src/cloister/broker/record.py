@@ -19,9 +19,10 @@ from ..contracts import Card
 from ..crypto import Signer, sha256
 from ..errors import Misuse, Unavailable, Untrusted
 from ..keys import Vault
+from ..sealed.folder import sync_folder
 from .config import Settings
 from .database import PostgresDatabase
-from .seen import SeenHead, sync_folder
+from .seen import SeenHead
 from .sequence import OwnSequence, Sequencer, reconcile
 from .shared import SharedSequence, VaultMark
 from .state import Intent, State, has_tables, taken

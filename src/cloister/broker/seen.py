@@ -14,8 +14,9 @@ from pathlib import Path
 from ..audit import AuditLog, verify_checkpoint
 from ..crypto.merkle import verify_consistency
 from ..errors import Unavailable, Untrusted
+from ..sealed.folder import sync_folder
 
-__all__ = ["SeenHead", "sync_folder"]
+__all__ = ["SeenHead"]
 
 _EVERY = 1.0  # seconds: what a sync for each release would cost is not worth the last second
 
@@ -83,12 +84,3 @@ class SeenHead:
             os.fsync(file.fileno())
         draft.replace(self._path)
         sync_folder(self._path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """What was made and renamed in it is durable when this returns. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
