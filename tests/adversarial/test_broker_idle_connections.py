@@ -69,6 +69,18 @@ def ended(sock: socket.socket) -> bool:
         return True
 
 
+def refused(sock: socket.socket) -> bool:
+    """Whether a request on ``sock`` is answered, with the refusal that all of these get."""
+    sock.sendall(REQUEST)
+    answer = b""
+    while not answer.endswith(b"}}"):
+        piece = sock.recv(4096)
+        if not piece:
+            return False
+        answer += piece
+    return answer.startswith(b"HTTP/1.1 403")
+
+
 def test_more_idle_connections_than_the_broker_takes(world: World) -> None:
     with door(world, connections=8, source_connections=4) as strangers:
         idle = [strangers.tls() for _ in range(12)]
@@ -98,6 +110,17 @@ def test_one_address_does_not_push_out_the_others(world: World) -> None:
             strangers.tls("127.0.0.3")
         other.sendall(REQUEST)
         assert other.recv(12) == b"HTTP/1.1 403"
+
+
+def test_who_was_just_answered_is_not_pushed_out_by_one_more(world: World) -> None:
+    with door(world, connections=8, source_connections=4) as strangers:
+        session = strangers.tls()
+        held = [strangers.tls() for _ in range(3)]
+        for number in range(3):  # the fourth one has its turn when all that hold sockets had theirs
+            assert refused(session)
+            strangers.tls()
+            assert ended(held[number])
+        assert refused(session)
 
 
 def test_a_request_in_progress_is_not_pushed_out(world: World) -> None:

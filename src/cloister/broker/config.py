@@ -27,8 +27,8 @@ class Limits:
     answers: int = 256  # resources that one session may fetch
     first_seconds: float = 10.0  # for the TLS handshake and the first request's header to arrive
     idle_seconds: float = 20.0  # between an answer and the next request's header
-    connections: int = 256
-    source_connections: int = 64  # of one address
+    connections: int = 512
+    source_connections: int = 128  # of one address; a site's nodes may share one
     admin_connections: int = 64
     address_rate: float = 1000.0  # connections and requests a second from one address
     address_burst: float = 4000.0

@@ -1,8 +1,8 @@
 """Who may hold a connection to the public port, and for how long. Idle strangers must not keep a workload out.
 
 uvicorn counts a connection once its TLS handshake is done, and lets it wait for ever after its first byte. So the door
-accepts the sockets itself, gives each a deadline, and when there are too many of them, closes the oldest one that has
-no request in progress: a newcomer gets in, and holding sockets keeps nobody out.
+accepts the sockets itself, gives each a deadline, and when there are too many of them, closes the one that has waited
+longest without a request in progress: a newcomer gets in, and holding sockets keeps nobody out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Timed(H11Protocol):
     """HTTP whose waiting is bounded: only the whole header of a request ends it, not any byte of one."""
 
     idle_seconds: float
+    since: float  # on the loop's clock: when it was accepted, or its last answer went out
     lost = False
     first: asyncio.TimerHandle | None = None  # set by the door when it accepted: TLS counts as waiting, too
     _waiting: asyncio.TimerHandle | None = None
@@ -57,6 +58,7 @@ class Timed(H11Protocol):
         super().on_response_complete()  # may begin with the next request at once, if that was sent already
         if not self.busy:
             self._stop_waiting()
+            self.since = self.loop.time()
             self._waiting = self.loop.call_later(self.idle_seconds, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -101,7 +103,7 @@ class Door:
         self._context = context
         self._limits = limits
         self._rates = rates
-        self._guests: list[_Guest] = []  # the oldest first
+        self._guests: list[_Guest] = []
 
     async def accept(self, listener: socket.socket) -> None:
         """Until cancelled."""
@@ -140,20 +142,25 @@ class Door:
             return
         protocol = self._make()
         protocol.idle_seconds = self._limits.idle_seconds
+        protocol.since = protocol.loop.time()
         guest = _Guest(source, sock, protocol, asyncio.ensure_future(self._greet(sock, protocol)))
         protocol.first = protocol.loop.call_later(self._limits.first_seconds, guest.leave)
         self._guests.append(guest)
 
     def _make_room(self, guests: list[_Guest], limit: int) -> bool:
-        """Whether there is room for one more, if need be in the place of the oldest one that only waits."""
+        """Whether there is room for one more, if need be in the place of the one that only waits, and longest.
+
+        Not of the oldest one: a workload between two requests of its session is older than a stranger who holds a socket.
+        """
         if len(guests) < limit:
             return True
-        for guest in guests:
-            if not guest.protocol.busy:
-                guest.leave()
-                self._guests.remove(guest)
-                return True
-        return False
+        waiting = [guest for guest in guests if not guest.protocol.busy]
+        if not waiting:
+            return False
+        longest = min(waiting, key=lambda guest: guest.protocol.since)
+        longest.leave()
+        self._guests.remove(longest)
+        return True
 
     async def _greet(self, sock: socket.socket, protocol: Timed) -> None:
         """The TLS handshake; then the protocol is connected. asyncio closes the socket if that comes to nothing."""
