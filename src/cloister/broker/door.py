@@ -150,7 +150,7 @@ class Door:
     def _make_room(self, guests: list[_Guest], limit: int) -> bool:
         """Whether there is room for one more, if need be in the place of the one that only waits, and longest.
 
-        Not of the oldest one: a workload between two requests of its session is older than a stranger who holds a socket.
+        Not of the oldest one: a workload between two requests of its session is older than a stranger's idle socket.
         """
         if len(guests) < limit:
             return True
