@@ -31,7 +31,7 @@ test: install ## all tests but the slow ones, with the coverage floor
 	$(PY) -m scripts.run_tests
 
 test-slow: install ## the slow suites
-	$(PY) -m pytest -m slow -n 2
+	$(PY) -m pytest -m slow -n 2 --timeout 1800
 
 bench: install ## one benchmark: make bench NAME=subject (without NAME: the list)
 	@$(if $(NAME),$(PY) -m benchmarks.$(NAME) $(ARGS),find benchmarks -maxdepth 1 -name '[a-z]*.py' -printf '%f\n' | sed 's/\.py$$//' | sort)
