@@ -29,10 +29,10 @@ from cloister.contracts import (
     parse_recipe,
     party,
     read_trustee_key,
-    recipe_yaml,
     releases,
     trustee_key,
 )
+from cloister.contracts.recipe import read_yaml
 from cloister.control import states
 from cloister.crypto import (
     Envelope,
@@ -173,8 +173,8 @@ def _contracts() -> list[Target]:
     recipes = [json.dumps(recipe()).encode(), b"task: classification\nmethod: lora\ndata: a/b\nbase: c/d\n"]
     return [
         *made,
-        Target("recipe", parse_recipe, lambda: recipes, (f"{c}recipe.parse_recipe",)),
-        Target("yaml", recipe_yaml.read_yaml, lambda: recipes, (f"{c}recipe_yaml.read_yaml",)),
+        Target("recipe", parse_recipe, lambda: recipes, (f"{c}recipe.recipe.parse_recipe",)),
+        Target("yaml", read_yaml, lambda: recipes, (f"{c}recipe.yaml.read_yaml",)),
         Target("terms", as_json(Terms.read), lambda: [wire(deal().assets[0].terms.document())],
                (f"{c}terms.Terms.read",)),
         Target("contract with stock parties", as_envelope(CONTRACT_TYPE, contract.read_contract, (KEY,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -107,16 +108,40 @@ def test_a_recipe_from_nothing(run: Run, tmp_path: Path) -> None:
     assert run("recipe", "init").code == 0
     assert run("recipe", "init").code == 2, "an existing file is left alone"
     assert "must be an asset's name" in run("recipe", "check").err
-    for task in ("classification", "generation"):
-        assert run("recipe", "init", f"{task}.yaml", "--task", task).code == 0
+    for task, method in (("classification", "lora"), ("generation", "ptuning"), ("text", "scratch")):
+        assert run("recipe", "init", f"{task}.yaml", "--task", task, "--method", method).code == 0
         path = tmp_path / f"{task}.yaml"
         path.write_text(path.read_text().replace("PARTY/DATASET", "hospital/rows").replace("PARTY/MODEL", "lab/base"))
         checked = run("recipe", "check", str(path), "--json")
-        assert checked.document["recipe"]["task"] == task
+        assert (checked.document["recipe"]["task"], checked.document["recipe"]["method"]) == (task, method)
     assert "epochs" in run("recipe", "check", "generation.yaml").out
     (tmp_path / "bad.yaml").write_text("epoch: 3\n")
     assert "nearest valid key is 'epochs'" in run("recipe", "check", "bad.yaml").err
     assert run("recipe", "init", "x.yaml", "--task", "poetry").code == 2
+    assert "there are: lora" in run("recipe", "init", "x.yaml", "--method", "magic").err
+
+
+def test_a_recipe_is_changed_on_the_command_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "task: text\nmethod: lora\ndata: hospital/rows\nbase: lab/base\ncolumns: {text: note}\nepochs: 9\n"
+    )
+    changed = run("recipe", "check", "r.yaml", "epochs=2", "lora.rank=4", "lora.dora=true", "--json").document["recipe"]
+    assert (changed["epochs"], changed["lora"]["rank"], changed["lora"]["dora"]) == (2, 4, True)
+    assert run("recipe", "check", "r.yaml", "epochs=", "--json").document["recipe"]["epochs"] == 3  # the default
+    for wrong in ("epochs", "=3", "lora.rank.more=3", "lora.=3", "lora.ranks=3", "epochs=many"):
+        assert run("recipe", "check", "r.yaml", wrong).code == 2, wrong
+
+
+def test_the_keys_of_a_recipe_are_explained(run: Run) -> None:
+    shown = run("recipe", "explain", "--json").document["keys"]
+    assert {"task", "columns", "learning_rate", "lora.rank", "ptuning.hidden"} <= {key["key"] for key in shown}
+    assert all(key["says"] and key["takes"] and key["default"] for key in shown)
+    assert "from 1 to 512" in run("recipe", "explain", "lora.rank").out
+    assert [key["key"] for key in run("recipe", "explain", "ptuning", "--json").document["keys"]] == [
+        "ptuning.tokens", "ptuning.hidden",
+    ]  # fmt: skip
+    assert "the nearest is 'epochs'" in run("recipe", "explain", "epoch").err
+    assert json.loads(run("recipe", "schema").out)["properties"]["epochs"]["minimum"] == 1
 
 
 @pytest.mark.parametrize(

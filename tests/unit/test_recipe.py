@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.contracts.recipe import Recipe, parse_recipe
+from cloister.contracts.recipe import METHODS, SECTIONS, TASKS, Recipe, parse_recipe, recipe_schema
 from cloister.crypto import canonical_json, parse_canonical
 from cloister.errors import Malformed, Misuse
 
@@ -35,7 +35,7 @@ def test_yaml_is_read_without_yamls_guesses():
     recipe = parse_recipe(TEXT)
     assert recipe.learning_rate == Decimal("0.0005")
     assert recipe.epochs == 10  # not octal
-    assert recipe.columns.target == "yes"  # not True
+    assert recipe.columns["label"] == "yes"  # not True
     assert (recipe.data, recipe.base) == ("hospital/notes", "lab/minilm")
     assert recipe.lora.targets == ("query", "value")
     assert recipe.columns.names() == ("note", "yes")
@@ -100,7 +100,7 @@ def test_unknown_nested_key(nested):
 
 
 BAD = [
-    ("task", "regression"), ("method", "qlora"), ("data", "notes"), ("data", "../etc/passwd"), ("base", "Lab/x"),
+    ("task", "regression"), ("method", "galore"), ("data", "notes"), ("data", "../etc/passwd"), ("base", "Lab/x"),
     ("base", {"party": "lab"}), ("validation", "0"), ("validation", "0.6"), ("epochs", 0), ("epochs", "1.5"),
     ("epochs", True), ("max_steps", 0), ("learning_rate", "fast"), ("learning_rate", "nan"), ("learning_rate", "1e99"),
     ("learning_rate", "0.00000001234567"), ("learning_rate", float("inf")), ("batch_size", -1), ("batch_size", 10**9),
@@ -161,19 +161,79 @@ def test_no_text_breaks_the_reader(text):
         parse_recipe(text)
 
 
+COLUMNS = {
+    "classification": {"text": "note", "label": "kind"},
+    "generation": {"completion": "note"},
+    "text": {"text": "note"},
+}
+PAIRS = [(task, method) for task in TASKS for method in METHODS if (task, method) != ("classification", "scratch")]
+
+
+def written(task: str, method: str, **more: object):
+    return parse_recipe({**BASE, "task": task, "method": method, "columns": COLUMNS[task], **more})
+
+
 def test_the_formats_page_names_every_key_and_default():
     page = (Path(__file__).resolve().parents[2] / "docs" / "spec" / "recipe.md").read_text(encoding="utf-8")
-    documents = {
-        (task, method): parse_recipe({**BASE, "task": task, "method": method, "columns": columns}).to_document()
-        for task, columns in (("classification", BASE["columns"]), ("generation", {"completion": "c"}))
-        for method in ("lora", "full")
-    }
+    documents = {pair: written(*pair).to_document() for pair in PAIRS}
     keys = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     assert keys == set().union(*documents.values()) - {"kind"} | {"max_steps", "threads"}
     rows = re.findall(r"^\| (\w+), (\w+) \| ([\d.]+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
     assert {(task, method): tuple(rest) for task, method, *rest in rows} == {
         pair: (d["learning_rate"], str(d["batch_size"]), str(d["max_length"])) for pair, d in documents.items()
     }
-    for name in ("validation", "epochs", "gradient_accumulation", "warmup_ratio", "weight_decay", "seed"):
+    for name in ("validation", "epochs", "schedule", "gradient_accumulation", "max_gradient_norm", "warmup_ratio",
+                 "weight_decay", "seed"):  # fmt: skip
         (default,) = re.findall(rf"^\| `{name}` \|.*\| (\S+) \|$", page, re.MULTILINE)
         assert {str(d[name]) for d in documents.values()} == {default}
+    for method, section in SECTIONS.items():
+        (row,) = re.findall(rf"^\| `{method}` \| (.*) \| (.*) \|$", page, re.MULTILINE)
+        assert re.findall(r"`(\w+)`", row[0]) == list(section.keys)
+        assert row[1].split(", ") == [str(usual).lower() for _, usual, _ in section.keys.values()]
+
+
+@pytest.mark.parametrize(("task", "method"), PAIRS)
+def test_every_pair_of_task_and_method_has_one_canonical_document(task, method):
+    recipe = written(task, method)
+    assert Recipe.from_document(recipe.to_document()) == recipe
+    assert recipe.form == ("weights" if method in ("full", "scratch") else "adapter")
+    assert (method in recipe.to_document()) == (method in SECTIONS)
+
+
+@pytest.mark.parametrize("method", SECTIONS)
+def test_settings_of_another_method_are_refused(method):
+    other = "full" if method == "lora" else "lora"
+    with pytest.raises(Misuse, match=f"its method is {other}"):
+        written("generation", other, **{method: {}})
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "more", "reason"),
+    [
+        ("classification", "scratch", {}, "has none yet"),
+        ("generation", "lora", {"lora": {"dora": True, "dropout": "0.1"}}, "DoRA"),
+    ],
+)
+def test_what_cannot_work_together_is_refused_with_the_reason(task, method, more, reason):
+    with pytest.raises(Misuse, match=reason) as caught:
+        written(task, method, **more)
+    assert caught.value.code == "recipe.combination"
+
+
+def test_the_schema_says_what_the_reader_says():
+    """Every value that the reader takes or refuses, the schema does, too."""
+    import jsonschema
+
+    schema = recipe_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for pair in PAIRS:
+        document = {name: value for name, value in written(*pair).to_document().items() if name != "kind"}
+        assert validator.is_valid(document), next(validator.iter_errors(document)).message
+    for key, value in BAD:
+        if isinstance(value, str) and key in ("learning_rate", "validation", "warmup_ratio", "weight_decay"):
+            continue  # JSON Schema has no bounds for numbers that are written as text
+        if (key, value) == ("columns", {"text": "a", "label": "a"}) or (key == "lora" and "dropout" in value):
+            continue
+        assert not validator.is_valid({**BASE, key: value}), (key, value)
+    assert not validator.is_valid({**BASE, "batchsize": 3})

@@ -10,7 +10,7 @@ import torch
 from cloister.contracts.recipe import parse_recipe
 from cloister.errors import Malformed, Misuse
 from cloister.workload.training import load_base
-from cloister.workload.training.adapters import add_lora, lora_targets
+from cloister.workload.training.adapters import add_adapter, lora_targets
 from cloister.workload.training.architectures import DECODERS, ENCODERS
 from cloister.workload.training.heads import choose_pooling
 from cloister.workload.training.tensors import read_tensors, write_tensors
@@ -103,15 +103,13 @@ def test_lora_targets_are_attention_and_mlp():
 
 def test_named_targets_are_checked():
     text = "task: generation\nmethod: lora\ndata: a/b\nbase: a/c\ncolumns: {completion: t}\nlora: {targets: [q_proj]}"
-    settings = parse_recipe(text).lora
-    model = add_lora(load_base(readers(tiny_llama())).causal_lm(), settings, causal=True)
+    recipe = parse_recipe(text)
+    model = add_adapter(load_base(readers(tiny_llama())).causal_lm(), recipe, causal=True)
     adapted = {name for name, p in model.named_parameters() if p.requires_grad}
     assert adapted
     assert all("q_proj.lora_" in name for name in adapted)
     with pytest.raises(Misuse) as caught:
-        add_lora(
-            load_base(readers(tiny_bert())).encoder(), parse_recipe(text).lora, causal=False
-        )  # a BERT has no q_proj
+        add_adapter(load_base(readers(tiny_bert())).encoder(), recipe, causal=False)  # a BERT has no q_proj
     assert caught.value.code == "recipe.targets"
 
 

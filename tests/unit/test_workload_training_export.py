@@ -50,6 +50,17 @@ CASES = {
     "full-lm": ({**GENERATE, "method": "full"}, lambda: tiny_llama(tied=False)),
     "full-lm-tied": ({**GENERATE, "method": "full"}, tiny_llama),
     "lora-decoder-classifies": (RECIPE, tiny_llama),
+    "dora": ({**RECIPE, "lora": {"dora": True}}, tiny_bert),
+    "ia3": ({**RECIPE, "method": "ia3"}, tiny_bert),
+    "prefix": ({**RECIPE, "method": "prefix", "prefix": {"tokens": 4}}, tiny_bert),
+    "prompt": ({**RECIPE, "method": "prompt", "prompt": {"tokens": 4}, "pooling": "first"}, tiny_bert),
+    "ptuning": ({**RECIPE, "method": "ptuning", "ptuning": {"tokens": 4, "hidden": 8}}, tiny_bert),
+    "ia3-lm": ({**GENERATE, "method": "ia3"}, tiny_llama),
+    "prefix-lm": ({**GENERATE, "method": "prefix", "prefix": {"tokens": 4}}, tiny_llama),
+    "prompt-lm": ({**GENERATE, "method": "prompt", "prompt": {"tokens": 4}}, tiny_llama),
+    "ptuning-lm": ({**GENERATE, "method": "ptuning", "ptuning": {"tokens": 4, "hidden": 8}}, tiny_llama),
+    "scratch-lm": ({**GENERATE, "method": "scratch"}, tiny_llama),
+    "text-lm": ({**GENERATE, "task": "text", "columns": {"text": "text"}}, tiny_llama),
 }
 
 

@@ -10,7 +10,7 @@ import typer
 
 from ..client import Home, Outcome, operations
 from ..errors import CloisterError, error_from_wire
-from .options import As, HomeFolder, Json, ShowProgress, at_home, read_file
+from .options import As, Changes, HomeFolder, Json, ShowProgress, at_home, read_file
 from .terminal import Bars, columns, result
 
 __all__ = ["job"]
@@ -24,6 +24,7 @@ Reference = Annotated[str, typer.Argument(help="A job's digest, or its beginning
 def submit(
     recipe: Annotated[Path, typer.Argument(help="recipe.yaml; 'cloister recipe init' writes one.")],
     contract: Annotated[str, typer.Option("--contract", help="A contract's digest, its beginning, or its name.")],
+    changes: Changes = None,
     output: Annotated[str | None, typer.Option("--output", help="Which of the contract's outputs it makes.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Watch it to its end.")] = False,
     party: As = None,
@@ -35,7 +36,7 @@ def submit(
     text = read_file(recipe)
     with at_home(home) as place:
         acting = place.choose(party)
-        queued = operations.submit(place, text, contract, acting, output=output)
+        queued = operations.submit(place, text, contract, acting, output=output, changes=changes or ())
         if follow:
             return _follow(place, acting, str(queued["digest"]), progress, as_json)
     lines = [f"Queued as {queued['digest'][:16]}.", f"Watch it: cloister job follow {queued['digest'][:16]}"]

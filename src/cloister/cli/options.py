@@ -17,6 +17,7 @@ from ..errors import Misuse
 
 __all__ = [
     "As",
+    "Changes",
     "Full",
     "HomeFolder",
     "Json",
@@ -37,6 +38,12 @@ HomeFolder = Annotated[
 As = Annotated[str | None, typer.Option("--as", help="The party that acts; needed where several live here.")]
 ShowProgress = Annotated[bool, typer.Option("--progress", help="Draw progress bars even if stderr is no terminal.")]
 Full = Annotated[bool, typer.Option("--full", help="Show digests and long texts in full.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Changes to the recipe: key=value, or lora.rank=8.", metavar="[KEY=VALUE]...", show_default=False
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Don't ask.")]
 Reason = Annotated[str, typer.Option("--reason", help="A few words that stand in the log for good.")]
 PassphraseFile = Annotated[

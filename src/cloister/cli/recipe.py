@@ -1,55 +1,38 @@
-"""``recipe``: write one, check one."""
+"""``recipe``: write one, check one, and what each key is for."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..client import operations
 from ..errors import Misuse
-from .options import Json, read_file
+from .options import Changes, Json, read_file
 from .terminal import columns, result
 
 __all__ = ["recipe"]
 
 recipe = typer.Typer(no_args_is_help=True, help="Recipes: what a run does, as data.")
 
-_TEMPLATES = {
-    "classification": """\
-# What a run does. Every key is in docs/spec/recipe.md; what is left out has a tried default.
-task: classification
-method: lora                 # or full
-data: PARTY/DATASET          # as named in the contract
-base: PARTY/MODEL
-columns: {text: text, label: label}
-epochs: 3
-""",
-    "generation": """\
-# What a run does. Every key is in docs/spec/recipe.md; what is left out has a tried default.
-task: generation
-method: lora                 # or full
-data: PARTY/DATASET          # as named in the contract
-base: PARTY/MODEL
-columns: {prompt: prompt, completion: completion}
-epochs: 3
-""",
-}
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe.")]
+_HEAD = "# What a run does. 'cloister recipe explain' says what each key is for; what is left out has a tried default."
 
 
 @recipe.command("init")
 def init(
     file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("recipe.yaml"),
-    task: Annotated[str, typer.Option("--task", help="classification or generation.")] = "classification",
+    task: Annotated[str, typer.Option("--task", help="What the model is to do.")] = "classification",
+    method: Annotated[str, typer.Option("--method", help="What of the model is trained.")] = "lora",
     as_json: Json = False,
 ) -> None:
     """Write a recipe to start from. An existing file is left alone."""
-    if task not in _TEMPLATES:
-        raise Misuse("recipe.task", "The task is classification or generation.")
+    text = f"{_HEAD}\n{operations.recipe_draft(task, method)}"
     try:
         with file.open("x") as out:
-            out.write(_TEMPLATES[task])
+            out.write(text)
     except FileExistsError:
         raise Misuse("recipe.exists", f"{file} exists already; name another file.") from None
     except OSError:
@@ -58,14 +41,29 @@ def init(
 
 
 @recipe.command("check")
-def check(
-    file: Annotated[Path, typer.Argument(help="The recipe to check.")] = Path("recipe.yaml"), as_json: Json = False
-) -> None:
+def check(file: RecipeFile = Path("recipe.yaml"), changes: Changes = None, as_json: Json = False) -> None:
     """Check a recipe with the same code that brokers use, and show it with every default written out."""
-    document = operations.check_recipe(read_file(file)).to_document()
+    document = operations.check_recipe(read_file(file), changes or ()).to_document()
     rows = [(key, _shown(value)) for key, value in sorted(document.items())]
     result({"recipe": document, "valid": True}, ["The recipe is valid.", *columns(rows)], as_json=as_json)
 
 
-def _shown(value: object) -> str:
+@recipe.command("explain")
+def explain(
+    key: Annotated[str | None, typer.Argument(help="A key, or lora.rank; without it, all of them.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what the keys of a recipe are for, what they take, and what they are when left out."""
+    found = operations.explain_recipe(key)
+    rows = [("KEY", "WHAT", "TAKES", "DEFAULT"), *((k["key"], k["says"], k["takes"], k["default"]) for k in found)]
+    result({"keys": found}, columns(rows, full=True), as_json=as_json)
+
+
+@recipe.command("schema")
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors and other programs."""
+    print(json.dumps(operations.recipe_schema(), indent=2, sort_keys=True))
+
+
+def _shown(value: Any) -> str:
     return ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from .verify import Verified, verify_release
 
 __all__ = ["Outcome", "cancel_job", "check_recipe", "find_job", "follow", "list_jobs", "submit"]
 
-_FORMS = {"lora": "adapter", "full": "weights"}
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _PATIENCE = 5  # polls in a row without an answer, before following gives up
 
@@ -48,19 +47,25 @@ class Outcome:
         return {**job, **more, "verified": self.verified is not None}
 
 
-def check_recipe(text: str | bytes) -> Recipe:
-    """The same check that brokers make."""
-    return parse_recipe(text)
+def check_recipe(text: str | bytes, changes: Sequence[str] = ()) -> Recipe:
+    """The same check that brokers make. ``changes``: "key=value" each."""
+    return parse_recipe(text, changes)
 
 
 def submit(
-    home: Home, recipe_text: str | bytes, contract: str, party: str, *, output: str | None = None
+    home: Home,
+    recipe_text: str | bytes,
+    contract: str,
+    party: str,
+    *,
+    output: str | None = None,
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Sign a run of a recipe and queue it. Raises the refusal that a broker would give.
 
     ``contract``: a digest, its beginning, or a name: then the newest serial that the party's own broker has complete.
     """
-    recipe = parse_recipe(recipe_text)
+    recipe = parse_recipe(recipe_text, changes)
     client = home.control(party)
     agreed = contract_to_run(home, contract, party)
     _check_platform(agreed, client.info()["node"], approved_values(home, party, agreed.digest.hex()))
@@ -89,7 +94,7 @@ def _check_platform(contract: Contract, claim: dict[str, Any] | None, approved: 
 
 
 def _output_for(contract: Contract, recipe: Recipe) -> str:
-    fitting = [o.name for o in contract.outputs if o.form == _FORMS[recipe.method]]
+    fitting = [o.name for o in contract.outputs if o.form == recipe.form]
     if len(fitting) == 1:
         return fitting[0]
     names = ", ".join(o.name for o in contract.outputs) or "none"

@@ -60,6 +60,7 @@ from .parties import (
 from .policies import check_policy, explain_policy, set_policy, show_policy
 from .publishing import create_secret_key, key_fingerprint, make_release, read_secret_key, show_release, write_file
 from .pulling import pull
+from .recipes import explain_recipe, recipe_draft, recipe_schema
 from .recovery import restore_secret_root
 from .reencrypt import reencrypt
 from .reference_values import Guest, compute_reference_values, read_reference_values, sign_reference_values
@@ -86,6 +87,7 @@ __all__ = [
     "down",
     "enrol_attester",
     "explain_policy",
+    "explain_recipe",
     "export_events",
     "find_contract",
     "find_job",
@@ -112,6 +114,8 @@ __all__ = [
     "pull",
     "read_reference_values",
     "read_secret_key",
+    "recipe_draft",
+    "recipe_schema",
     "reencrypt",
     "rekey",
     "releases_to_approve",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..contracts.recipe_yaml import read_yaml
+from ..contracts.recipe import read_yaml
 from ..errors import Malformed, Misuse
 
 __all__ = ["Draft", "read_draft"]

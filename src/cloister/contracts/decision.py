@@ -97,7 +97,7 @@ def check_work(contract: Contract, job: Job) -> None:
     if job.output not in {o.name for o in contract.outputs}:
         raise Denied("job.output", "The contract does not name this output.")
     output = next(o for o in contract.outputs if o.name == job.output)
-    if {"lora": "adapter", "full": "weights"}[recipe.method] != output.form:
+    if recipe.form != output.form:
         raise Denied(
             "job.form", f"The contract lets this output leave as {output.form}; choose the method that makes it."
         )

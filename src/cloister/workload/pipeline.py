@@ -56,7 +56,7 @@ def train_and_evaluate(inputs: Inputs, *, sink: CheckpointSink, progress: Progre
     """Raises what the ports raise, and Misuse or Malformed for data or a base that don't fit the recipe."""
     with contextlib.ExitStack() as stack:
         table = read_table(_files(inputs.data, stack), inputs.recipe.columns.names())
-        base = load_base(_files(inputs.base, stack))
+        base = load_base(_files(inputs.base, stack), weights=inputs.recipe.method != "scratch")
     result = run_training(inputs.recipe, base, table, sink=sink, progress=progress, lease=lease)
     gates = apply_gates(inputs.gates, result.evaluation.scores)
     return Outcome(

@@ -86,6 +86,8 @@ def evaluate_generation(
     tokens: NDArray[np.int64],
     text_bytes: NDArray[np.int64],
     seed: int,
+    *,
+    base_kind: str = "untuned",
 ) -> Evaluation:
     """Bits per byte of the completions' text, and loss per token in nats; the interval is of the bits saved per byte.
 
@@ -100,7 +102,7 @@ def evaluate_generation(
     }
     facts: dict[str, str | int] = {
         "rows": len(tokens),
-        "base_kind": "untuned",
+        "base_kind": base_kind,
         "difference_low": f"{decimal_figure(low):f}",
         "difference_high": f"{decimal_figure(high):f}",
     }

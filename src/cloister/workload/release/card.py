@@ -32,7 +32,7 @@ def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
     front = {
         "base_model": recipe.base,
         "license": facts.terms.licences[0] if len(facts.terms.licences) == 1 else "other",
-        "library_name": "peft" if recipe.method == "lora" else "transformers",
+        "library_name": "peft" if recipe.form == "adapter" else "transformers",
         "pipeline_tag": "text-classification" if recipe.task == "classification" else "text-generation",
         "datasets": [recipe.data],
         "tags": ["cloister", recipe.method],

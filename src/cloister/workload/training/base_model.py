@@ -17,7 +17,7 @@ from torch import nn
 
 from ...errors import Malformed, Misuse
 from .architectures import DECODERS, check_config, positions, refuse_machinery
-from .build import build
+from .build import build, build_fresh
 from .tensors import read_tensors
 
 __all__ = ["BaseModel", "SpecialTokens", "load_base"]
@@ -26,6 +26,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill
 _PROGRAMS = (".py", ".pyc", ".pyx", ".so", ".dll", ".dylib", ".exe", ".sh")
 _MAX_JSON = 64 << 20
 _MAX_FILES = 4096
+_LEAST_ROW = 8  # tokens, as in a recipe
 # What a full export carries over unread: the tokenizer as its owner sealed it. Chat templates are data.
 _CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.txt",
@@ -61,16 +62,32 @@ class BaseModel:
         """The bare encoder (AutoModel's class) in float32, evaluation mode, ready for a head."""
         return build(self.config, self._take(), highest_token(self.tokenizer), head=False)
 
+    def fresh_causal_lm(self, seed: int) -> nn.Module:
+        """The same architecture with weights that begin at random, whatever weights the folder has."""
+        self._require_decoder()
+        self.weights = {}
+        return build_fresh(self.config, highest_token(self.tokenizer), seed)
+
     def causal_lm(self) -> nn.Module:
         """The causal language model in float32. Misuse if the architecture is an encoder."""
-        if not self.is_decoder:
-            raise Misuse("model.task", "The base model is an encoder; it can classify but not generate text.")
+        self._require_decoder()
         return build(self.config, self._take(), highest_token(self.tokenizer), head=True)
 
-    def max_length(self, wanted: int, model: nn.Module) -> int:
-        """``wanted`` tokens a row, or fewer where the model has fewer positions."""
+    def _require_decoder(self) -> None:
+        if not self.is_decoder:
+            raise Misuse("model.task", "The base model is an encoder; it can classify but not generate text.")
+
+    def max_length(self, wanted: int, model: nn.Module, *, taken: int = 0) -> int:
+        """``wanted`` tokens a row, or fewer where the model has fewer positions, of which an adapter took ``taken``.
+
+        Misuse (``recipe.tokens``) where an adapter would leave none.
+        """
         limit = positions(self.config, getattr(model.config, "max_position_embeddings", None))
-        return wanted if limit is None else min(wanted, limit)
+        if limit is not None and limit - taken < _LEAST_ROW:
+            raise Misuse(
+                "recipe.tokens", f"The base has {limit} positions, too few for {taken} virtual tokens; use fewer."
+            )
+        return wanted if limit is None else min(wanted, limit - taken)
 
     def _take(self) -> dict[str, torch.Tensor]:
         if not self.weights:
@@ -79,8 +96,10 @@ class BaseModel:
         return weights
 
 
-def load_base(files: Mapping[str, BinaryIO]) -> BaseModel:
+def load_base(files: Mapping[str, BinaryIO], *, weights: bool = True) -> BaseModel:
     """Check and read a Hugging Face model folder. ``files`` maps paths to seekable readers of the plaintext.
+
+    ``weights`` False leaves them unread: a model from scratch has no use for them, and the folder need not have any.
 
     Raises Malformed or Misuse with a code under ``model`` and one sentence that says what is wrong with the folder.
     """
@@ -97,7 +116,7 @@ def load_base(files: Mapping[str, BinaryIO]) -> BaseModel:
         tokens=_special_tokens(tokenizer, named, config),
         carried=carried,
         pooling=_pooling(files),
-        weights=_weights(files),
+        weights=_weights(files) if weights else {},
     )
 
 

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from ...errors import CloisterError, Malformed
 
-__all__ = ["build"]
+__all__ = ["build", "build_fresh"]
 
 # Names under which architectures keep their dropout. It is switched off for fine-tuning: on the measured tasks it
 # costs no accuracy at a few epochs, while on a CPU random masks were 40 % of a step.
@@ -24,6 +24,7 @@ _DROPOUTS = (
 )  # fmt: skip
 # A model that asks for so many more numbers than its files hold would be filled with random ones.
 _SLACK = 4_000_000
+_LARGEST_FRESH = 100_000_000_000
 
 
 def build(config: dict[str, Any], weights: dict[str, torch.Tensor], highest_token: int, *, head: bool) -> nn.Module:
@@ -52,6 +53,33 @@ def build(config: dict[str, Any], weights: dict[str, torch.Tensor], highest_toke
     # A pooler is the one part that checkpoints often leave out; no result here depends on it.
     if any("pooler" not in name for name in report["missing_keys"]) or report["mismatched_keys"]:
         raise _misfit()
+    return _checked(model, highest_token)
+
+
+def build_fresh(config: dict[str, Any], highest_token: int, seed: int) -> nn.Module:
+    """The causal language model of ``config`` with the architecture's own random weights, drawn from ``seed``.
+
+    Raises Malformed: ``model.config`` where no model can be made of it or it is too large, ``model.vocabulary``.
+    """
+    try:
+        made = CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
+        _without_dropout(made)
+        made.use_cache, made.dtype, made._attn_implementation = False, torch.float32, "sdpa"
+        cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+        if _numbers(cls, made) > _LARGEST_FRESH:
+            raise Malformed("model.config", "The base model's config.json asks for more than 100 billion weights.")
+        torch.manual_seed(seed)
+        model = cls(made)
+    except CloisterError:
+        raise
+    except Exception:  # noqa: BLE001 - as above
+        raise Malformed(
+            "model.config", "No model can be made of the base's config.json; seal the published file."
+        ) from None
+    return _checked(model, highest_token)
+
+
+def _checked(model: Any, highest_token: int) -> nn.Module:
     rows = model.get_input_embeddings().weight.shape[0]
     if highest_token >= rows:
         raise Malformed(
@@ -73,9 +101,13 @@ def _without_dropout(config: Any) -> None:
 
 
 def _refuse_hollow(cls: Any, config: Any, weights: dict[str, torch.Tensor]) -> None:
-    """Build the shapes alone first: a small file with a huge config must not make us allocate the config's size."""
+    """A small file with a huge config must not make us allocate the config's size."""
+    if _numbers(cls, config) > 2 * sum(t.numel() for t in weights.values()) + _SLACK:
+        raise _misfit()
+
+
+def _numbers(cls: Any, config: Any) -> int:
+    """How many weights the model would have; the shapes alone are built."""
     with torch.device("meta"):
         shapes = cls(copy.deepcopy(config))
-    wanted = sum(p.numel() for p in shapes.parameters())
-    if wanted > 2 * sum(t.numel() for t in weights.values()) + _SLACK:
-        raise _misfit()
+    return sum(p.numel() for p in shapes.parameters())

@@ -10,7 +10,7 @@ import torch
 from ...contracts.recipe import Recipe
 from ..data import Split, Table, label_names, split_rows
 from ..evaluation import Baseline, Probe, baseline, evaluate_classification, fit_probe
-from .adapters import add_lora
+from .adapters import add_adapter, virtual_tokens
 from .base_model import BaseModel
 from .batching import Row, collate_labelled
 from .heads import PooledClassifier, choose_pooling
@@ -26,7 +26,7 @@ def run_classification(
 ) -> TrainingResult:
     """See ``engine.run_training``."""
     timings = Timings()
-    texts, names = _texts(recipe, table), table.column(recipe.columns.target)
+    texts, names = table.column(recipe.columns["text"]), table.column(recipe.columns["label"])
     labels = label_names(names)
     split = split or split_rows(texts, names, recipe.validation, recipe.seed)
     model, max_length = _classifier(recipe, base, len(labels))
@@ -48,15 +48,10 @@ def run_classification(
     return TrainingResult(recipe, base, model, evaluation, found, max_length, labels, model.pooling, timings)
 
 
-def _texts(recipe: Recipe, table: Table) -> list[str]:
-    assert recipe.columns.input is not None  # parse_recipe: a classification names its text column
-    return table.column(recipe.columns.input)
-
-
 def _classifier(recipe: Recipe, base: BaseModel, labels: int) -> tuple[PooledClassifier, int]:
     pooling = choose_pooling(recipe.pooling, base)
     encoder: Any = base.encoder()
-    max_length = base.max_length(recipe.max_length, encoder)
+    max_length = base.max_length(recipe.max_length, encoder, taken=virtual_tokens(recipe))
     torch.manual_seed(recipe.seed)
     model = PooledClassifier(encoder, int(encoder.config.hidden_size), labels, pooling)
     return model.to(device()), max_length
@@ -90,6 +85,4 @@ def _equip(model: PooledClassifier, recipe: Recipe, probe: Probe) -> None:
     random head (Kumar et al. 2022, "Fine-tuning can distort pretrained features")."""
     model.start_head(torch.from_numpy(probe.weight), torch.from_numpy(probe.bias))
     torch.manual_seed(recipe.seed)
-    if recipe.lora is not None:
-        encoder: Any = add_lora(model.encoder, recipe.lora, causal=False)
-        model.encoder = encoder
+    model.encoder = add_adapter(model.encoder, recipe, causal=False)

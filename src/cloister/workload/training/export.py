@@ -9,7 +9,7 @@ import torch
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from .adapters import lora_state
+from .adapters import adapter_state
 from .run import TrainingResult
 from .tensors import write_tensors
 
@@ -20,13 +20,13 @@ _FORMAT = {"format": "pt"}
 
 
 def export_files(result: TrainingResult) -> dict[str, bytes]:
-    """Name → bytes: ``adapter/…`` for LoRA, ``model/…`` for full; a classifier adds its head, labels, pooling.
+    """Name → bytes: ``adapter/…`` or ``model/…`` as the method gives; a classifier adds its head, labels, pooling.
 
     Nothing names this machine: the adapter says it belongs to the base's asset name.
     """
-    lora = result.recipe.lora is not None
-    folder = "adapter" if lora else "model"
-    files = _adapter(result) if lora else _full(result)
+    adapted = result.recipe.adapter is not None
+    folder = "adapter" if adapted else "model"
+    files = _adapter(result) if adapted else _full(result)
     if result.labels is not None:
         files |= _head(result)
     return {f"{folder}/{name}": data for name, data in sorted(files.items())}
@@ -37,7 +37,7 @@ def _adapter(result: TrainingResult) -> dict[str, bytes]:
     config: dict[str, Any] = peft_model.peft_config["default"].to_dict()
     config.update(base_model_name_or_path=result.recipe.base, inference_mode=True, revision=None)
     return {
-        "adapter_model.safetensors": write_tensors(lora_state(peft_model), _FORMAT),
+        "adapter_model.safetensors": write_tensors(adapter_state(peft_model), _FORMAT),
         "adapter_config.json": _json({k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}),
     }
 

@@ -51,8 +51,8 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Te
 class PooledClassifier(nn.Module):
     """``encoder`` → pooling → linear head. The head and the loss are computed in float32 whatever the encoder uses."""
 
-    # The loss is the mean over the rows of one batch; the Trainer divides it by the accumulation steps.
-    accepts_loss_kwargs = False
+    # The loss is the mean over all rows of a step: the Trainer says how many they are, over all its batches.
+    accepts_loss_kwargs = True
 
     def __init__(self, encoder: nn.Module, width: int, labels: int, pooling: Pooling) -> None:
         super().__init__()
@@ -75,13 +75,20 @@ class PooledClassifier(nn.Module):
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return pool(hidden, attention_mask, self.pooling)
+        # Some adapters put virtual tokens in front; only what the text's own tokens became is pooled.
+        return pool(hidden[:, -input_ids.shape[1] :], attention_mask, self.pooling)
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, Any]:
         embedded = self.embed(input_ids, attention_mask)
         with torch.autocast(embedded.device.type, enabled=False):
             logits = F.linear(embedded, self.head.weight * self.scale, self.head.bias)
-            loss = None if labels is None else F.cross_entropy(logits, labels)
+            loss = None
+            if labels is not None:
+                loss = F.cross_entropy(logits, labels, reduction="sum") / (num_items_in_batch or len(labels))
         return {"logits": logits} if loss is None else {"loss": loss, "logits": logits}

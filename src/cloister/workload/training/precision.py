@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -43,7 +43,7 @@ def training_precision(model: nn.Module, enabled: bool) -> Iterator[None]:
     frozen = _frozen_linears(model) if enabled else []
     kept = [(m, m.weight.data, None if m.bias is None else m.bias.data) for m in frozen]
     on_cpu = next(model.parameters()).device.type == "cpu"
-    casting = [disable_input_dtype_casting(m) for m in model.modules() if isinstance(m, PeftModel)] if enabled else []
+    casting = [disable_input_dtype_casting(m) for m in model.modules() if enabled and _is_lora(m)]
     try:
         for module in frozen:
             module.weight.data = module.weight.data.to(torch.bfloat16)
@@ -56,6 +56,10 @@ def training_precision(model: nn.Module, enabled: bool) -> Iterator[None]:
             module.weight.data = weight
             if bias is not None:
                 module.bias.data = bias
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(module, PeftModel) and module.active_peft_config.peft_type == PeftType.LORA
 
 
 def _frozen_linears(model: nn.Module) -> list[nn.Linear]:

@@ -53,7 +53,9 @@ def completion_losses(model: nn.Module, rows: Sequence[Row], pad: int, lease: Le
     """The loss of every row's completion under ``model``, tokens after the first that can be predicted."""
 
     def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        # Some adapters put virtual tokens in front; what is predicted after the last of them isn't counted either.
+        found = found[:, -batch["input_ids"].shape[1] : -1].float()
         targets = batch["labels"][:, 1:]
         each = F.cross_entropy(found.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
         return torch.stack([each.sum(1), (targets != IGNORED).sum(1).float()], dim=1)

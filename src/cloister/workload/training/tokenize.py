@@ -10,7 +10,7 @@ from ...errors import Misuse
 from .base_model import SpecialTokens
 from .batching import Row
 
-__all__ = ["encode_completions", "encode_labelled"]
+__all__ = ["encode_completions", "encode_documents", "encode_labelled"]
 
 _CHUNK = 4096
 # No tokenizer makes fewer tokens than one in so many characters of ordinary text; cutting first keeps huge cells cheap.
@@ -63,6 +63,28 @@ def encode_completions(
         rows.append(_fit(head, start, [*completion, *tail], max_length))
     if any(len(row.ids) <= max(row.target, 1) for row in rows):
         raise Misuse("data.blank", "Some completions are too short to learn from without a prompt; drop these rows.")
+    return rows
+
+
+def encode_documents(
+    tokenizer: Tokenizer, tokens: SpecialTokens, texts: Sequence[str], max_length: int, *, ended: bool = True
+) -> list[Row]:
+    """Rows of plain text: begin token, text, end token if ``ended``, cut into pieces of at most ``max_length`` tokens.
+
+    No row holds two documents, so none is learned as going on with another. Misuse where a text is empty.
+    """
+    head = [] if tokens.begin is None else [tokens.begin]
+    tail = [tokens.end] if ended and tokens.end is not None else []
+    if not all(texts):
+        raise Misuse("data.blank", "Some rows have an empty text; drop these rows.")
+    rows = []
+    for ids in _encode(tokenizer, texts, False):
+        whole = [*head, *ids, *tail]
+        pieces = [whole[at : at + max_length] for at in range(0, len(whole), max_length)]
+        # A piece's first token is learned from none before it, so a piece of one token teaches nothing.
+        rows += [Row(tuple(piece), 0) for piece in pieces if len(piece) > 1]
+    if not rows:
+        raise Misuse("data.blank", "The texts are too short to learn from; join them into longer ones.")
     return rows
 
 

@@ -41,6 +41,7 @@ __all__ = ["SealedTrainer", "quantized", "total_steps"]
 
 _PLACES = Decimal("0.000001")
 _LOG_STEPS = 10
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 # The Trainer passes this on as the place of a checkpoint. It is never opened: every reader of it is overridden here.
 _SEALED = "sealed checkpoint, not a path"
 
@@ -52,9 +53,13 @@ def quantized(value: float) -> str:
 
 def total_steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of the whole run. ``max_steps`` shortens it and never lengthens it past the epochs."""
-    batches = math.ceil(rows / recipe.batch_size)
-    steps = recipe.epochs * math.ceil(batches / recipe.gradient_accumulation)
+    steps = recipe.epochs * math.ceil(rows / _step_rows(recipe))
     return steps if recipe.max_steps is None else min(steps, recipe.max_steps)
+
+
+def _step_rows(recipe: Recipe) -> int:
+    """Rows of one step. The order is drawn in steps, so it is the same however a step is cut into batches."""
+    return recipe.batch_size * recipe.gradient_accumulation
 
 
 class _BetweenSteps(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -102,7 +107,7 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
         self._sink, self._progress, self._bf16 = sink, progress, bf16
         self._writer = CheckpointWriter(sink, lease)
         self._identity = {**identity, "rows": row_digest(rows)}
-        self._sampler = EpochSampler([len(row.ids) for row in rows], recipe.batch_size, recipe.seed)
+        self._sampler = EpochSampler([len(row.ids) for row in rows], _step_rows(recipe), recipe.seed)
         self._weights = trainable_weights(model)  # found once: walking over the modules takes as long as copying a LoRA
         self._restored: SavedState | None = None
         super().__init__(
@@ -228,8 +233,8 @@ def _arguments(recipe: Recipe, total: int) -> TrainingArguments:
         learning_rate=float(recipe.learning_rate),
         weight_decay=float(recipe.weight_decay),
         warmup_steps=math.ceil(total * float(recipe.warmup_ratio)),
-        lr_scheduler_type="linear",
-        max_grad_norm=1.0,
+        lr_scheduler_type=_SCHEDULES[recipe.schedule],
+        max_grad_norm=float(recipe.max_gradient_norm),
         seed=recipe.seed,
         save_strategy="steps" if saves else "no",
         save_steps=max(1, recipe.checkpoint_steps),

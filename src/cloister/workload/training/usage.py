@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from .adapters import virtual_tokens
 from .heads import Pooling
 from .run import TrainingResult
 
@@ -20,7 +21,7 @@ model = {model}.eval()
 head, labels = load_file("{folder}/head.safetensors"), json.load(open("{folder}/labels.json"))
 batch = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
 with torch.no_grad():
-    hidden = model(**batch).last_hidden_state
+    hidden = model(**batch).last_hidden_state{cut}
 {pool}
 logits = pooled @ head["weight"].T + head["bias"]
 print([labels[i] for i in logits.argmax(1)])
@@ -44,18 +45,19 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 
 
 def usage_snippet(result: TrainingResult) -> str:
-    """Python of at most 15 lines, run in the folder of the release; a LoRA's base model lies beside it in ``base/``."""
-    lora = result.recipe.lora is not None
+    """Python of at most 15 lines, run in the folder of the release; beside an adapter its base lies in ``base/``."""
+    adapted = result.recipe.adapter is not None
     auto = "AutoModel" if result.pooling is not None else "AutoModelForCausalLM"
-    folder = "adapter" if lora else "model"
-    loaded = f'{auto}.from_pretrained("{"base" if lora else "model"}", dtype=torch.float32)'
+    folder = "adapter" if adapted else "model"
+    loaded = f'{auto}.from_pretrained("{"base" if adapted else "model"}", dtype=torch.float32)'
     fields = {
-        "peft_import": "from peft import PeftModel\n" if lora else "",
-        "tokenizer": "base" if lora else "model",
-        "model": f'PeftModel.from_pretrained({loaded}, "adapter")' if lora else loaded,
+        "peft_import": "from peft import PeftModel\n" if adapted else "",
+        "tokenizer": "base" if adapted else "model",
+        "model": f'PeftModel.from_pretrained({loaded}, "adapter")' if adapted else loaded,
         "folder": folder,
         "max_length": result.max_length,
         "padding": _padding(result),
+        "cut": '[:, -batch["input_ids"].shape[1] :]' if virtual_tokens(result.recipe) else "",
     }
     if result.pooling is None:
         return _GENERATE.format(**fields)

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import Malformed
+from ...errors import Malformed
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "MAX_YAML", "read_yaml"]
 

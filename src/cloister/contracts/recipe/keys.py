@@ -1,0 +1,76 @@
+"""The recipe's own keys: what each takes, what it is when left out, and what it is for. One table for the reader, the
+JSON schema, ``recipe explain`` and the format's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .fields import Asset, Choice, Integer, Number, Reader
+from .methods import METHODS
+from .tasks import TASKS
+
+__all__ = ["KEYS", "REQUIRED", "UNSET", "Key", "default", "default_words"]
+
+REQUIRED: Final = object()  # no default: it must be there
+UNSET: Final = object()  # left out, it has no value
+BY_METHOD: Final = object()  # by task and method, see ``_TRIED``
+
+
+@dataclass(frozen=True)
+class Key:
+    reader: Reader
+    default: Any
+    says: str
+
+
+KEYS: Mapping[str, Key] = {
+    "task": Key(Choice(tuple(TASKS)), REQUIRED, "what the model is to do"),
+    "method": Key(Choice(tuple(METHODS)), REQUIRED, "what of the model is trained"),
+    "data": Key(Asset(), REQUIRED, "the rows"),
+    "base": Key(Asset(), REQUIRED, "the base model"),
+    "validation": Key(Number("0.001", "0.5"), "0.1", "share of the rows set aside"),
+    "epochs": Key(Integer(1, 1000), 3, "how often each row is seen"),
+    "max_steps": Key(Integer(1, 100_000_000), UNSET, "optimizer steps; shortens a run, never lengthens it"),
+    "learning_rate": Key(Number("0.00000001", "1"), BY_METHOD, "the highest of the schedule"),
+    "schedule": Key(Choice(("linear", "cosine", "constant")), "linear", "how the rate goes on after the warm-up"),
+    "batch_size": Key(Integer(1, 8192), BY_METHOD, "rows of a batch"),
+    "gradient_accumulation": Key(Integer(1, 4096), 1, "batches of a step"),
+    "max_gradient_norm": Key(Number("0", "1000"), "1", "longer gradients are shortened to it; 0: never"),
+    "max_length": Key(Integer(8, 131_072), BY_METHOD, "tokens of a row; fewer where the base has fewer positions"),
+    "warmup_ratio": Key(Number("0", "0.5"), "0.06", "share of the steps in which the rate rises"),
+    "weight_decay": Key(Number("0", "1"), "0.01", "AdamW's"),
+    "pooling": Key(Choice(("auto", "mean", "first")), "auto", "classification: what of the encoder is classified"),
+    "seed": Key(Integer(0, 2**31 - 1), 0, "of split, row order and initial weights"),
+    "checkpoint_steps": Key(Integer(0, 1_000_000), 100, "steps between sealed checkpoints; 0 writes none"),
+    "precision": Key(Choice(("auto", "fp32", "bf16")), "auto", "auto: bf16 where the hardware multiplies it"),
+    "threads": Key(Integer(1, 1024), UNSET, "processor threads; the machine's"),
+}
+
+# Found by `python -m benchmarks.quality`: each reaches its accuracy over several seeds in the least time.
+_RATES: Mapping[tuple[str, str], str] = {
+    ("classification", "lora"): "0.0005",
+    ("classification", "full"): "0.0001",
+    ("generation", "lora"): "0.0005",
+    ("generation", "full"): "0.00005",
+    ("text", "lora"): "0.0005",
+    ("text", "full"): "0.00005",
+}
+_RATE_OF_METHOD = {"ia3": "0.005", "prefix": "0.01", "prompt": "0.03", "ptuning": "0.003", "scratch": "0.001"}
+_SIZES = {"classification": (32, 256), "generation": (16, 1024), "text": (16, 1024)}
+
+
+def default(name: str, task: str, method: str) -> Any:
+    """``REQUIRED``, ``UNSET``, or the value of a key that was left out."""
+    if KEYS[name].default is not BY_METHOD:
+        return KEYS[name].default
+    if name == "learning_rate":
+        return _RATES.get((task, method)) or _RATE_OF_METHOD[method]
+    return _SIZES[task][name == "max_length"]
+
+
+def default_words(name: str) -> str:
+    """What a key is when it is left out, for people."""
+    words = {id(REQUIRED): "required", id(UNSET): "none", id(BY_METHOD): "by task and method"}
+    return words.get(id(KEYS[name].default), str(KEYS[name].default))
