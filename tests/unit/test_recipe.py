@@ -133,7 +133,7 @@ def test_missing_key_is_named(key):
 def test_keys_that_do_not_belong_to_the_task_or_method():
     with pytest.raises(Misuse, match="method is full"):
         parse_recipe({**BASE, "method": "full", "lora": {"rank": 4}})
-    with pytest.raises(Misuse, match="classification only"):
+    with pytest.raises(Misuse, match="is for classification, multilabel, ranking, embedding only"):
         parse_recipe({**BASE, "task": "generation", "columns": {"completion": "c"}, "pooling": "mean"})
 
 
@@ -165,8 +165,17 @@ COLUMNS = {
     "classification": {"text": "note", "label": "kind"},
     "generation": {"completion": "note"},
     "text": {"text": "note"},
+    "multilabel": {"text": "note", "labels": "kinds"},
+    "extraction": {"tokens": "words", "tags": "kinds"},
+    "ranking": {"query": "asked", "document": "note", "relevance": "fit"},
+    "embedding": {"query": "asked", "positive": "note"},
+    "chat": {"messages": "note"},
+    "preference": {"prompt": "note", "chosen": "good", "rejected": "bad"},
 }
-PAIRS = [(task, method) for task in TASKS for method in METHODS if (task, method) != ("classification", "scratch")]
+NOT_FROM_SCRATCH = ("classification", "multilabel", "extraction", "ranking", "embedding", "preference")
+IMPOSSIBLE = {(task, "scratch") for task in NOT_FROM_SCRATCH}
+PAIRS = [(task, method) for task in TASKS for method in METHODS if (task, method) not in IMPOSSIBLE]
+OF_METHODS = [name for name, section in SECTIONS.items() if section.task is None]
 
 
 def written(task: str, method: str, **more: object):
@@ -198,9 +207,19 @@ def test_every_pair_of_task_and_method_has_one_canonical_document(task, method):
     assert Recipe.from_document(recipe.to_document()) == recipe
     assert recipe.form == ("weights" if method in ("full", "scratch") else "adapter")
     assert (method in recipe.to_document()) == (method in SECTIONS)
+    assert ("dpo" in recipe.to_document()) == (task == "preference")
+    assert ("template" in recipe.to_document()) == (task == "chat")
 
 
-@pytest.mark.parametrize("method", SECTIONS)
+def test_settings_of_another_task_are_refused():
+    assert written("preference", "lora", dpo={"beta": 0.3}).dpo.beta == Decimal("0.3")
+    with pytest.raises(Misuse, match="its task is text"):
+        written("text", "lora", dpo={"beta": 0.3})
+    with pytest.raises(Misuse, match="chat only"):
+        written("text", "lora", template="chatml")
+
+
+@pytest.mark.parametrize("method", OF_METHODS)
 def test_settings_of_another_method_are_refused(method):
     other = "full" if method == "lora" else "lora"
     with pytest.raises(Misuse, match=f"its method is {other}"):
@@ -211,6 +230,10 @@ def test_settings_of_another_method_are_refused(method):
     ("task", "method", "more", "reason"),
     [
         ("classification", "scratch", {}, "has none yet"),
+        ("extraction", "scratch", {}, "has none yet"),
+        ("embedding", "lora", {"gradient_accumulation": 2}, "don't see each other"),
+        ("embedding", "lora", {"batch_size": 1}, "other rows of its batch"),
+        ("preference", "scratch", {}, "has learned nothing yet"),
         ("generation", "lora", {"lora": {"dora": True, "dropout": "0.1"}}, "DoRA"),
     ],
 )

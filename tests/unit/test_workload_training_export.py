@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from cloister.contracts.recipe import parse_recipe
-from cloister.workload.data import read_table
+from cloister.workload.data import column_forms, read_table
 from cloister.workload.training import export_files, load_base, run_training, usage_snippet
+from cloister.workload.training.batching import Row, collate_labelled, collate_pairs
+from cloister.workload.training.encoders import encode_pairs, takes_types
 from tests.tiny_models import MemorySink, Recorder, banking_csv, readers, tiny_bert, tiny_llama
+from tests.unit.test_workload_training_tasks import COLUMNS, made_rows
 
 RECIPE = {
     "task": "classification", "method": "lora", "data": "bank/queries", "base": "lab/tiny", "threads": 1,
@@ -21,6 +24,7 @@ RECIPE = {
 }  # fmt: skip
 FULL = {**RECIPE, "method": "full"}
 GENERATE = {**RECIPE, "task": "generation", "columns": {"completion": "text"}}
+PAIR = {"prompt": "text", "chosen": "label", "rejected": "talk"}
 
 RUNNER = """
 import sys
@@ -43,6 +47,7 @@ for folder in sys.argv[1:]:
     numpy.save("logits.npy", names["logits"].numpy())
 """
 
+TASKS = {task: {**RECIPE, "columns": {c: c for c in names}} for task, names in COLUMNS.items()}
 CASES = {
     "lora": (RECIPE, tiny_bert),
     "full-first-token": ({**FULL, "pooling": "first"}, tiny_bert),
@@ -60,23 +65,59 @@ CASES = {
     "prompt-lm": ({**GENERATE, "method": "prompt", "prompt": {"tokens": 4}}, tiny_llama),
     "ptuning-lm": ({**GENERATE, "method": "ptuning", "ptuning": {"tokens": 4, "hidden": 8}}, tiny_llama),
     "scratch-lm": ({**GENERATE, "method": "scratch"}, tiny_llama),
+    "chat-lm": ({**GENERATE, "task": "chat", "columns": {"messages": "talk"}}, tiny_llama),
+    "full-chat-lm": ({**GENERATE, "task": "chat", "columns": {"messages": "talk"}, "method": "full"}, tiny_llama),
+    "preference-lm": ({**GENERATE, "task": "preference", "columns": PAIR, "dpo": {"beta": 1}}, tiny_llama),
+    **{task: ({**more, "task": task}, tiny_bert) for task, more in TASKS.items()},
+    "extraction-decoder": ({**TASKS["extraction"], "task": "extraction"}, tiny_llama),
+    "embedding-full": ({**TASKS["embedding"], "task": "embedding", "method": "full"}, tiny_bert),
+    "ranking-prompt": ({**TASKS["ranking"], "task": "ranking", "method": "prompt"}, tiny_bert),
     "text-lm": ({**GENERATE, "task": "text", "columns": {"text": "text"}}, tiny_llama),
 }
+
+
+def _talk(text):
+    return json.dumps([{"role": "user", "content": text}, {"role": "assistant", "content": "please help"}])
 
 
 def run(recipe, base):
     parsed = parse_recipe(recipe)
     recorder = Recorder()
-    table = read_table({"q.csv": io.BytesIO(banking_csv())}, parsed.columns.names())
+    if parsed.task in COLUMNS:
+        lines = "\n".join(map(json.dumps, made_rows(parsed.task))).encode()
+        table = read_table(
+            {"q.jsonl": io.BytesIO(lines)}, parsed.columns.names(), forms=column_forms(parsed.columns)
+        )  # fmt: skip
+    else:
+        table = read_table({"q.csv": io.BytesIO(banking_csv())}, ("text", "label"))
+        table.columns["talk"] = [_talk(text) for text in table.column("text")]
     return run_training(
         parsed, load_base(readers(base)), table, sink=MemorySink(), progress=recorder, lease=recorder
     )  # fmt: skip
 
 
 def ours(result):
+    task, tokenizer = result.recipe.task, result.base.tokenizer
     with torch.no_grad():
+        if task == "extraction":
+            ids = torch.tensor([tokenizer.encode("words of a text to tag").ids])
+            return result.model(ids, torch.ones_like(ids))["logits"].numpy()
+        if task == "ranking":
+            rows = encode_pairs(result.base, ["a query"] * 2, ["first document", "a second one"], 40)
+            types = takes_types(result.recipe, result.base)
+            batch = collate_pairs([Row(ids, 0, kinds if types else ()) for ids, kinds in rows], 0)
+            del batch["labels"]
+            return result.model(**batch)["logits"].numpy()
+        if task == "embedding":
+            rows = [Row(tuple(tokenizer.encode(t).ids), 0) for t in ("first text to compare", "a second one")]
+            batch = collate_labelled(rows, 0)
+            vectors = result.model.embed(batch["input_ids"], batch["attention_mask"])
+            return (vectors @ vectors.T).numpy()
         if result.labels is None:
             ids = result.base.tokenizer.encode("the beginning of a text").ids
+            if result.recipe.task == "chat":
+                asked = "<|im_start|>user\na question</s>\n<|im_start|>assistant\n"
+                ids = result.base.tokenizer.encode(asked, add_special_tokens=False).ids
             return result.model(torch.tensor([ids])).logits.numpy()
         rows = [result.base.tokenizer.encode(text).ids for text in ("first text to classify", "a second one")]
         width = max(map(len, rows))

@@ -41,9 +41,23 @@ def init(
 
 
 @recipe.command("check")
-def check(file: RecipeFile = Path("recipe.yaml"), changes: Changes = None, as_json: Json = False) -> None:
-    """Check a recipe with the same code that brokers use, and show it with every default written out."""
-    document = operations.check_recipe(read_file(file), changes or ()).to_document()
+def check(
+    file: RecipeFile = Path("recipe.yaml"),
+    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="The base's folder, for --sample.")] = None,
+    sample: Annotated[Path | None, typer.Option("--sample", help="Rows (JSONL) to show the learned tokens of.")] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Check a recipe with the same code that brokers use, and show it with every default written out. With a sample:
+    show for each token of its rows whether it is learned."""
+    recipe = operations.check_recipe(read_file(file), changes or ())
+    if (tokenizer is None) != (sample is None):
+        raise Misuse("recipe.sample", "Give --tokenizer and --sample together.")
+    if tokenizer is not None and sample is not None:
+        found = operations.sample_tokens(recipe, tokenizer, sample)
+        result({"rows": found, "valid": True}, [_marked(row) for row in found], as_json=as_json)
+        return
+    document = recipe.to_document()
     rows = [(key, _shown(value)) for key, value in sorted(document.items())]
     result({"recipe": document, "valid": True}, ["The recipe is valid.", *columns(rows)], as_json=as_json)
 
@@ -63,6 +77,12 @@ def explain(
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and other programs."""
     print(json.dumps(operations.recipe_schema(), indent=2, sort_keys=True))
+
+
+def _marked(row: list[dict[str, Any]]) -> str:
+    """Tokens one after the other, the learned ones in brackets; no control character reaches the terminal."""
+    texts = [json.dumps(token["text"], ensure_ascii=False)[1:-1] for token in row]
+    return " ".join(f"[{text}]" if token["learned"] else text for text, token in zip(texts, row, strict=True))
 
 
 def _shown(value: Any) -> str:

@@ -60,6 +60,7 @@ from .parties import (
 from .policies import check_policy, explain_policy, set_policy, show_policy
 from .publishing import create_secret_key, key_fingerprint, make_release, read_secret_key, show_release, write_file
 from .pulling import pull
+from .recipe_sample import sample_tokens
 from .recipes import explain_recipe, recipe_draft, recipe_schema
 from .recovery import restore_secret_root
 from .reencrypt import reencrypt
@@ -126,6 +127,7 @@ __all__ = [
     "revoke_measurement",
     "rotate_kek",
     "run_in_foreground",
+    "sample_tokens",
     "schedule_rotation",
     "seal",
     "set_policy",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 from ..contracts import Gate, Recipe
-from .data import read_table
+from .data import column_forms, read_table
 from .evaluation import apply_gates
 from .training import (
     CheckpointSink,
@@ -55,7 +55,8 @@ class Outcome:
 def train_and_evaluate(inputs: Inputs, *, sink: CheckpointSink, progress: Progress, lease: Lease) -> Outcome:
     """Raises what the ports raise, and Misuse or Malformed for data or a base that don't fit the recipe."""
     with contextlib.ExitStack() as stack:
-        table = read_table(_files(inputs.data, stack), inputs.recipe.columns.names())
+        columns = inputs.recipe.columns
+        table = read_table(_files(inputs.data, stack), columns.names(), forms=column_forms(columns))
         base = load_base(_files(inputs.base, stack), weights=inputs.recipe.method != "scratch")
     result = run_training(inputs.recipe, base, table, sink=sink, progress=progress, lease=lease)
     gates = apply_gates(inputs.gates, result.evaluation.scores)

@@ -3,7 +3,7 @@
 """
 
 from .keys import KEYS, default_words
-from .methods import METHODS, SECTIONS, Adapter, Ia3Settings, LoraSettings, PTuningSettings, TokenSettings
+from .methods import METHODS, SECTIONS, Adapter, DpoSettings, Ia3Settings, LoraSettings, PTuningSettings, TokenSettings
 from .recipe import Recipe, parse_recipe
 from .schema import recipe_schema
 from .tasks import TASKS, Columns
@@ -16,6 +16,7 @@ __all__ = [
     "TASKS",
     "Adapter",
     "Columns",
+    "DpoSettings",
     "Ia3Settings",
     "LoraSettings",
     "PTuningSettings",

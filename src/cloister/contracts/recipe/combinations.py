@@ -11,16 +11,37 @@ if TYPE_CHECKING:
 
 __all__ = ["check_combination"]
 
+_POOLED = ("classification", "multilabel", "ranking", "embedding")
+_FROM_EMBEDDINGS = (*_POOLED, "extraction")
+
 
 def check_combination(recipe: Recipe) -> None:
     """Raises Misuse (``recipe.value``, ``recipe.combination``)."""
-    if recipe.task != "classification" and recipe.pooling != "auto":
-        raise Misuse("recipe.value", "The recipe's 'pooling' is for classification only; remove it.", key="pooling")
-    if recipe.method == "scratch" and recipe.task == "classification":
+    if recipe.task not in _POOLED and recipe.pooling != "auto":
+        raise Misuse(
+            "recipe.value", f"The recipe's 'pooling' is for {', '.join(_POOLED)} only; remove it.", key="pooling"
+        )
+    if recipe.task != "chat" and recipe.template is not None:
+        raise Misuse("recipe.value", "The recipe's 'template' is for chat only; remove it.", key="template")
+    if recipe.method == "scratch" and recipe.task == "preference":
         raise _cannot(
             "method",
-            "A classifier starts from a base's embeddings, and a model from scratch has none yet;"
+            "Preferences are learned as a difference from a base, and a model from scratch has learned nothing yet;"
+            " train it on conversations or text first.",
+        )
+    if recipe.method == "scratch" and recipe.task in _FROM_EMBEDDINGS:
+        raise _cannot(
+            "method",
+            f"Task {recipe.task} starts from a base's embeddings, and a model from scratch has none yet;"
             " train it on task text first, or use method full.",
+        )
+    if recipe.task == "embedding" and recipe.batch_size < 2:
+        raise _cannot("batch_size", "An embedding learns from the other rows of its batch; set it to 2 or more.")
+    if recipe.task == "embedding" and recipe.gradient_accumulation > 1:
+        raise _cannot(
+            "gradient_accumulation",
+            "An embedding learns from the other rows of its batch, and accumulated batches don't see each other;"
+            " raise batch_size instead.",
         )
     lora = recipe.lora
     if lora is not None and lora.dora and lora.dropout:

@@ -15,6 +15,7 @@ __all__ = ["KEYS", "REQUIRED", "UNSET", "Key", "default", "default_words"]
 
 REQUIRED: Final = object()  # no default: it must be there
 UNSET: Final = object()  # left out, it has no value
+BY_TASK: Final = object()  # chat has it, the other tasks don't
 BY_METHOD: Final = object()  # by task and method, see ``_TRIED``
 
 
@@ -41,7 +42,8 @@ KEYS: Mapping[str, Key] = {
     "max_length": Key(Integer(8, 131_072), BY_METHOD, "tokens of a row; fewer where the base has fewer positions"),
     "warmup_ratio": Key(Number("0", "0.5"), "0.06", "share of the steps in which the rate rises"),
     "weight_decay": Key(Number("0", "1"), "0.01", "AdamW's"),
-    "pooling": Key(Choice(("auto", "mean", "first")), "auto", "classification: what of the encoder is classified"),
+    "pooling": Key(Choice(("auto", "mean", "first")), "auto", "what of the encoder stands for a whole text"),
+    "template": Key(Choice(("auto", "base", "chatml")), BY_TASK, "chat: what writes messages as text"),
     "seed": Key(Integer(0, 2**31 - 1), 0, "of split, row order and initial weights"),
     "checkpoint_steps": Key(Integer(0, 1_000_000), 100, "steps between sealed checkpoints; 0 writes none"),
     "precision": Key(Choice(("auto", "fp32", "bf16")), "auto", "auto: bf16 where the hardware multiplies it"),
@@ -52,17 +54,41 @@ KEYS: Mapping[str, Key] = {
 _RATES: Mapping[tuple[str, str], str] = {
     ("classification", "lora"): "0.0005",
     ("classification", "full"): "0.0001",
+    ("multilabel", "lora"): "0.0005",
+    ("multilabel", "full"): "0.0001",
+    ("extraction", "lora"): "0.0005",
+    ("extraction", "full"): "0.0001",
+    ("ranking", "lora"): "0.0005",
+    ("ranking", "full"): "0.00005",
+    ("embedding", "lora"): "0.0005",
+    ("embedding", "full"): "0.00005",
     ("generation", "lora"): "0.0005",
     ("generation", "full"): "0.00005",
     ("text", "lora"): "0.0005",
     ("text", "full"): "0.00005",
+    ("chat", "lora"): "0.0005",
+    ("chat", "full"): "0.00005",
+    ("preference", "lora"): "0.0001",
+    ("preference", "full"): "0.000002",
 }
 _RATE_OF_METHOD = {"ia3": "0.005", "prefix": "0.01", "prompt": "0.03", "ptuning": "0.003", "scratch": "0.001"}
-_SIZES = {"classification": (32, 256), "generation": (16, 1024), "text": (16, 1024)}
+_SIZES = {
+    "classification": (32, 256),
+    "multilabel": (32, 256),
+    "extraction": (32, 256),
+    "ranking": (32, 256),
+    "embedding": (32, 256),
+    "generation": (16, 1024),
+    "text": (16, 1024),
+    "chat": (16, 1024),
+    "preference": (8, 1024),
+}
 
 
 def default(name: str, task: str, method: str) -> Any:
     """``REQUIRED``, ``UNSET``, or the value of a key that was left out."""
+    if KEYS[name].default is BY_TASK:
+        return "auto" if task == "chat" else UNSET
     if KEYS[name].default is not BY_METHOD:
         return KEYS[name].default
     if name == "learning_rate":
@@ -72,5 +98,5 @@ def default(name: str, task: str, method: str) -> Any:
 
 def default_words(name: str) -> str:
     """What a key is when it is left out, for people."""
-    words = {id(REQUIRED): "required", id(UNSET): "none", id(BY_METHOD): "by task and method"}
+    words = {id(REQUIRED): "required", id(UNSET): "none", id(BY_METHOD): "by task and method", id(BY_TASK): "auto"}
     return words.get(id(KEYS[name].default), str(KEYS[name].default))

@@ -13,6 +13,7 @@ __all__ = [
     "METHODS",
     "SECTIONS",
     "Adapter",
+    "DpoSettings",
     "Ia3Settings",
     "LoraSettings",
     "Method",
@@ -57,15 +58,30 @@ class PTuningSettings:
     hidden: int
 
 
+@dataclass(frozen=True)
+class DpoSettings:
+    """Direct preference optimization (Rafailov et al. 2023): ``beta`` holds the model near the base,
+    ``label_smoothing`` is the share of pairs that may stand the wrong way round."""
+
+    beta: Decimal
+    label_smoothing: Decimal
+
+
 Adapter = LoraSettings | Ia3Settings | TokenSettings | PTuningSettings
 
 
 @dataclass(frozen=True)
 class Section:
-    """Settings of one method, under the method's own name. ``keys``: reader, default, and what it is, by name."""
+    """Settings of one method, under the method's own name, or of one ``task``. ``keys``: reader, default, and what it
+    is, by name."""
 
-    made: type[Adapter]
+    made: type[Adapter] | type[DpoSettings]
     keys: Mapping[str, tuple[Reader, Any, str]]
+    task: str | None = None
+
+    def belongs(self, name: str, task: str, method: str) -> bool:
+        """Whether a recipe of this task and method has these settings, which are called ``name``."""
+        return name == method if self.task is None else self.task == task
 
 
 @dataclass(frozen=True)
@@ -102,4 +118,12 @@ SECTIONS: Mapping[str, Section] = {
     "prefix": Section(TokenSettings, {"tokens": _TOKENS}),
     "prompt": Section(TokenSettings, {"tokens": _TOKENS}),
     "ptuning": Section(PTuningSettings, {"tokens": _TOKENS, "hidden": (Integer(1, 8192), 128, "units of the network")}),
+    "dpo": Section(
+        DpoSettings,
+        {
+            "beta": (Number("0.0001", "100"), "0.1", "how strongly the model is held near the base"),
+            "label_smoothing": (Number("0", "0.49"), "0", "share of the pairs that may be the wrong way round"),
+        },
+        task="preference",
+    ),
 }

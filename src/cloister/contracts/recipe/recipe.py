@@ -19,7 +19,7 @@ from ...errors import Malformed, Misuse
 from .combinations import check_combination
 from .fields import decimal_text
 from .keys import KEYS, REQUIRED, UNSET, default
-from .methods import METHODS, SECTIONS, Adapter, LoraSettings
+from .methods import METHODS, SECTIONS, Adapter, DpoSettings, LoraSettings
 from .tasks import TASKS, Columns
 from .yaml import read_yaml
 
@@ -55,10 +55,12 @@ class Recipe:
     weight_decay: Decimal
     adapter: Adapter | None
     pooling: str
+    template: str | None
     seed: int
     checkpoint_steps: int
     precision: str
     threads: int | None
+    dpo: DpoSettings | None
 
     @property
     def form(self) -> str:
@@ -74,10 +76,11 @@ class Recipe:
         out: dict[str, Any] = {"kind": KIND, "columns": dict(self.columns.by_role)}
         for name in KEYS:
             out[name] = _plain(getattr(self, name))
-        if self.adapter is not None:
-            out[self.method] = {name: _plain(getattr(self.adapter, name)) for name in SECTIONS[self.method].keys}
-            if "targets" in out[self.method]:
-                out[self.method]["targets"] = out[self.method]["targets"] or "auto"
+        for name, settings in ((self.method, self.adapter), ("dpo", self.dpo)):
+            if settings is not None:
+                out[name] = {key: _plain(getattr(settings, key)) for key in SECTIONS[name].keys}
+                if "targets" in out[name]:
+                    out[name]["targets"] = out[name]["targets"] or "auto"
         return {name: value for name, value in out.items() if value is not None}
 
     @property
@@ -109,7 +112,13 @@ def parse_recipe(source: str | bytes | Mapping[str, Any], changes: Iterable[str]
             raise _missing(name)
     task, method = (KEYS[name].reader.read(name, given[name]) for name in ("task", "method"))
     read = {name: _read(name, given, task, method) for name in KEYS}
-    recipe = Recipe(**read, columns=_columns(task, given.get("columns")), adapter=_adapter(method, given))
+    settings = _settings(task, method, given)
+    recipe = Recipe(
+        **read,
+        columns=_columns(task, given.get("columns")),
+        adapter=settings.get(method),
+        dpo=settings.get("dpo"),
+    )
     check_combination(recipe)
     return recipe
 
@@ -175,25 +184,27 @@ def _columns(task: str, given: Any) -> Columns:
     return columns
 
 
-def _adapter(method: str, given: Mapping[str, Any]) -> Adapter | None:
-    for name in SECTIONS:
-        if name != method and name in given:
-            raise Misuse(
-                "recipe.value", f"The recipe has '{name}' settings but its method is {method}; remove them.", key=name
-            )
-    section = SECTIONS.get(method)
-    if section is None:
-        return None
-    values = given.get(method, {})
+def _settings(task: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe's task and method, by section; those of others are refused."""
+    for name, section in SECTIONS.items():
+        if name in given and not section.belongs(name, task, method):
+            other = f"method is {method}" if section.task is None else f"task is {task}"
+            raise Misuse("recipe.value", f"The recipe has '{name}' settings but its {other}; remove them.", key=name)
+    belong = [name for name, section in SECTIONS.items() if section.belongs(name, task, method)]
+    return {name: _section(name, given.get(name, {})) for name in belong}
+
+
+def _section(name: str, values: Any) -> Any:
+    section = SECTIONS[name]
     if not isinstance(values, Mapping):
         raise Misuse(
-            "recipe.value", f"The recipe's '{method}' must hold keys such as {next(iter(section.keys))}.", key=method
+            "recipe.value", f"The recipe's '{name}' must hold keys such as {next(iter(section.keys))}.", key=name
         )
-    _known(values, section.keys, f"recipe's {method}")
+    _known(values, section.keys, f"recipe's {name}")
     read = {}
-    for name, (reader, usual, _) in section.keys.items():
-        value = values.get(name)
-        read[name] = reader.read(f"{method}.{name}", usual if value is None else value)
+    for key, (reader, usual, _) in section.keys.items():
+        value = values.get(key)
+        read[key] = reader.read(f"{name}.{key}", usual if value is None else value)
     return section.made(**read)
 
 

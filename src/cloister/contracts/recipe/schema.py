@@ -29,7 +29,7 @@ def recipe_schema() -> dict[str, Any]:
     for name, section in SECTIONS.items():
         properties[name] = {
             "type": "object",
-            "description": f"settings of method {name}",
+            "description": f"settings of task {section.task}" if section.task else f"settings of method {name}",
             "properties": {
                 key: {**reader.schema, "default": usual, "description": says}
                 for key, (reader, usual, says) in section.keys.items()

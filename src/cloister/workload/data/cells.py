@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import Malformed, Misuse
+from .forms import Form, list_cell, messages_cell, number_cell
 from .models import Limits
 
 __all__ = ["cell_text", "check_columns"]
@@ -21,8 +22,18 @@ def check_columns(name: str, columns: Sequence[str], existing: Sequence[str]) ->
         raise Misuse("data.column", f"The file {name} has no column '{missing[0]}'; compare it with the sealed file.")
 
 
-def cell_text(name: str, row: int, column: str, value: Any, limits: Limits) -> str:
-    """A cell as text. Whole numbers are taken as their digits, since labels are often numbered; nothing else is."""
+def cell_text(name: str, row: int, column: str, value: Any, limits: Limits, form: Form = Form.TEXT) -> str:
+    """A cell as text. Whole numbers are taken as their digits, since labels are often numbered; nothing else is, but
+    for columns of another ``form``."""
+    if form is Form.NUMBER:
+        return number_cell(name, row, column, value)
+    if form is Form.MESSAGES:
+        value = messages_cell(name, row, column, value)
+    elif form is not Form.TEXT:
+        parts = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
+        for part in parts:  # each is judged as a text is, before their list becomes one
+            cell_text(name, row, column, part, limits)
+        value = list_cell(name, row, column, value, form)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):

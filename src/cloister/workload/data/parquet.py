@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ...errors import Malformed
 from .cells import cell_text, check_columns
+from .forms import Form
 from .models import Limits
 
 __all__ = ["parquet_rows"]
@@ -17,8 +18,10 @@ __all__ = ["parquet_rows"]
 _BATCH = 4096
 
 
-def parquet_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: Limits) -> Iterator[tuple[str, ...]]:
-    """Rows of ``columns``; text or whole-number columns only. Malformed or Misuse in one sentence otherwise."""
+def parquet_rows(
+    name: str, stream: BinaryIO, columns: tuple[str, ...], kinds: tuple[Form, ...], limits: Limits
+) -> Iterator[tuple[str, ...]]:
+    """Rows of ``columns``; text or whole-number columns, or what their form allows. Malformed or Misuse otherwise."""
     try:
         file = pq.ParquetFile(
             stream,
@@ -29,11 +32,11 @@ def parquet_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: 
         schema = file.schema_arrow
         check_columns(name, columns, schema.names)
         _bounded(name, file, columns, limits)
-        for column in columns:
-            _check_type(name, column, schema.field(column).type)
+        for column, kind in zip(columns, kinds, strict=True):
+            _check_type(name, column, schema.field(column).type, kind)
         first = 1
         for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns), use_threads=False):
-            texts = [_texts(name, column, batch.column(column), first, limits) for column in columns]
+            texts = [_texts(name, c, batch.column(c), first, limits, k) for c, k in zip(columns, kinds, strict=True)]
             yield from zip(*texts, strict=True)
             first += batch.num_rows
     except (pa.ArrowException, OSError, ValueError):
@@ -44,20 +47,26 @@ def parquet_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: 
 def _bounded(name: str, file: pq.ParquetFile, columns: tuple[str, ...], limits: Limits) -> None:
     """Refuse by what the footer claims, before a page is decompressed; batches bound what a lying footer could do."""
     meta = file.metadata
-    wanted = {c for c in range(meta.num_columns) if meta.schema.column(c).path in columns}
+    # A column of lists has a longer path: the column's name comes first.
+    paths = [meta.schema.column(c).path for c in range(meta.num_columns)]
+    wanted = {c for c, path in enumerate(paths) if path in columns or path.split(".")[0] in columns}
     size = sum(meta.row_group(g).column(c).total_uncompressed_size for g in range(meta.num_row_groups) for c in wanted)
     if meta.num_rows > limits.rows or size > 4 * limits.total_characters:
         raise Malformed("data.size", f"The file {name} exceeds {limits.rows} rows or the text bound; split it.")
 
 
-def _check_type(name: str, column: str, kind: pa.DataType) -> None:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_integer(value)):
+def _check_type(name: str, column: str, kind: pa.DataType, form: Form) -> None:
+    if form is Form.MESSAGES and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return  # each message is checked when it is read
+    listed = form in (Form.WORDS, Form.LABELS) and (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    value = kind.value_type if listed or pa.types.is_dictionary(kind) else kind
+    number = form is Form.NUMBER and (pa.types.is_floating(value) or pa.types.is_decimal(value))
+    if not (number or pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_integer(value)):
         raise Malformed("data.text", f"The column '{column}' of {name} holds no text; convert it to text.")
 
 
-def _texts(name: str, column: str, array: pa.Array, first: int, limits: Limits) -> list[str]:
+def _texts(name: str, column: str, array: pa.Array, first: int, limits: Limits, form: Form) -> list[str]:
     if array.null_count:
         row = first + array.is_null().to_pylist().index(True)
         raise Malformed("data.text", f"Row {row} of {name} has no text in column '{column}'; give text there.")
-    return [cell_text(name, first + i, column, value, limits) for i, value in enumerate(array.to_pylist())]
+    return [cell_text(name, first + i, column, value, limits, form) for i, value in enumerate(array.to_pylist())]

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from ...errors import Malformed, Misuse
 from .cells import cell_text, check_columns
+from .forms import Form
 from .models import Limits, Table
 from .parquet import parquet_rows
 
@@ -23,14 +24,21 @@ _LIMITS = Limits()
 _SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 
-def read_table(files: Mapping[str, BinaryIO], columns: Sequence[str], *, limits: Limits = _LIMITS) -> Table:
+def read_table(
+    files: Mapping[str, BinaryIO],
+    columns: Sequence[str],
+    *,
+    forms: Mapping[str, Form] | None = None,
+    limits: Limits = _LIMITS,
+) -> Table:
     """Read the named columns of all data files, in the order of their names, into one table.
 
     ``files`` maps a path inside the asset to a binary reader of its plaintext (seekable for Parquet). Files with
-    other endings (a README, a licence) are passed over.
+    other endings (a README, a licence) are passed over. ``forms`` names the columns that hold something else than text.
     Raises Misuse (``data.column``, ``data.format``, ``data.empty``) and Malformed (``data.*``).
     """
     wanted = tuple(dict.fromkeys(columns))
+    kinds = tuple((forms or {}).get(name, Form.TEXT) for name in wanted)
     names = sorted(name for name in files if name.lower().endswith(_SUFFIXES))
     if not names:
         raise Misuse("data.format", "The dataset holds no .csv, .jsonl or .parquet file; seal one of these.")
@@ -38,7 +46,7 @@ def read_table(files: Mapping[str, BinaryIO], columns: Sequence[str], *, limits:
     sinks = [kept[name] for name in wanted]
     characters = 0
     for name in names:
-        for row in _rows(name, files[name], wanted, limits):
+        for row in _rows(name, files[name], wanted, kinds, limits):
             for sink, value in zip(sinks, row, strict=True):
                 sink.append(value)
                 characters += len(value)
@@ -49,13 +57,15 @@ def read_table(files: Mapping[str, BinaryIO], columns: Sequence[str], *, limits:
     return Table(kept)
 
 
-def _rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: Limits) -> Iterator[Sequence[str]]:
+def _rows(
+    name: str, stream: BinaryIO, columns: tuple[str, ...], kinds: tuple[Form, ...], limits: Limits
+) -> Iterator[Sequence[str]]:
     lower = name.lower()
     if lower.endswith(".csv"):
-        return _csv_rows(name, stream, columns, limits)
+        return _csv_rows(name, stream, columns, kinds, limits)
     if lower.endswith(".parquet"):
-        return parquet_rows(name, stream, columns, limits)
-    return _json_rows(name, stream, columns, limits)
+        return parquet_rows(name, stream, columns, kinds, limits)
+    return _json_rows(name, stream, columns, kinds, limits)
 
 
 def _lines(name: str, stream: BinaryIO, limits: Limits) -> Iterator[str]:
@@ -79,7 +89,9 @@ def _lines(name: str, stream: BinaryIO, limits: Limits) -> Iterator[str]:
         yield text
 
 
-def _csv_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: Limits) -> Iterator[list[str]]:
+def _csv_rows(
+    name: str, stream: BinaryIO, columns: tuple[str, ...], kinds: tuple[Form, ...], limits: Limits
+) -> Iterator[list[str]]:
     csv.field_size_limit(limits.cell_characters)  # per process; every caller here sets the same kind of bound
     reader = csv.reader(_lines(name, stream, limits), strict=True)
     try:
@@ -99,7 +111,11 @@ def _csv_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: Lim
                     f"The row that ends in line {reader.line_num} of {name} has {len(row)} cells where the header has "
                     f"{width}; mend its commas and quotes.",
                 )
-            yield [row[p] for p in places]
+            cells = [row[p] for p in places]
+            if any(kind is not Form.TEXT for kind in kinds):
+                line, each = reader.line_num, zip(columns, cells, kinds, strict=True)
+                cells = [cell_text(name, line, c, cell, limits, kind) for c, cell, kind in each]
+            yield cells
     except csv.Error as error:
         if "field larger" in str(error):
             limit = limits.cell_characters
@@ -111,7 +127,9 @@ def _csv_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: Lim
         ) from None
 
 
-def _json_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: Limits) -> Iterator[list[str]]:
+def _json_rows(
+    name: str, stream: BinaryIO, columns: tuple[str, ...], kinds: tuple[Form, ...], limits: Limits
+) -> Iterator[list[str]]:
     for number, line in enumerate(_lines(name, stream, limits), 1):
         if not line.strip():
             continue
@@ -123,7 +141,7 @@ def _json_rows(name: str, stream: BinaryIO, columns: tuple[str, ...], limits: Li
             raise Malformed("data.json", f"Line {number} of {name} is not a JSON object; write one object a line.")
         if any(c not in row for c in columns):
             check_columns(name, columns, [str(key) for key in row])
-        yield [cell_text(name, number, c, row[c], limits) for c in columns]
+        yield [cell_text(name, number, c, row[c], limits, kind) for c, kind in zip(columns, kinds, strict=True)]
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 
 from ...crypto import frame, sha256
 from ...errors import Misuse
 from .models import Split
 
-__all__ = ["label_names", "split_rows"]
+__all__ = ["joined_groups", "label_names", "rarest", "split_rows"]
 
 _LEAST_ROWS = 10
 
@@ -55,6 +55,34 @@ def split_rows(texts: Sequence[str], labels: Sequence[str] | None, fraction: Dec
     if len(texts) < _LEAST_ROWS or not chosen or len(chosen) == len(texts):
         raise Misuse("data.few", f"The dataset is too small to set validation rows aside; give {_LEAST_ROWS} or more.")
     return Split(tuple(r for r in range(len(texts)) if r not in chosen), tuple(sorted(chosen)))
+
+
+def rarest(labels: Sequence[Collection[str]]) -> list[str]:
+    """Each row's rarest label, or an empty text: to stratify rows of several labels by."""
+    counted = Counter(name for names in labels for name in set(names))
+    return [min(names, key=lambda name: (counted[name], name), default="") for names in labels]
+
+
+def joined_groups(*columns: Sequence[str]) -> list[str]:
+    """A name for each row, the same for rows that share a text in any one of ``columns``, directly or through others.
+
+    The name is the least text of the group's first column, so it does not depend on the order of the file.
+    """
+    leader: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def find(node: tuple[int, str]) -> tuple[int, str]:
+        while leader.setdefault(node, node) != node:
+            leader[node] = leader[leader[node]]  # halves the path each time, so a long chain stays cheap
+            node = leader[node]
+        return node
+
+    for row in zip(*columns, strict=True):
+        first, *others = (find((place, text)) for place, text in enumerate(row))
+        for other in others:
+            low, high = sorted((find(first), other))
+            leader[high] = low
+    # Nodes of the first column sort first, so each group's leader is the least of them.
+    return [find((0, text))[1] for text in columns[0]]
 
 
 def _label(rows: list[int], labels: Sequence[str] | None) -> str:

@@ -1,21 +1,36 @@
-"""Better than the base, or not: ``probe`` (the base's own best), ``results`` (figures), ``paired`` (tests), ``gates``.
+"""Better than the base, or not: ``probe`` (the base's own best), ``results`` (figures; ``multilabel``,
+``entities``, ``retrieval``, ``preference`` for those tasks), ``paired`` (tests), ``gates``.
 
 All of it is arithmetic on arrays of answers; nothing here holds a model or a row's text.
 """
 
+from .entities import entity_counts, evaluate_extraction
 from .gates import GateResult, apply_gates
-from .probe import Baseline, Probe, baseline, fit_probe
+from .multilabel import evaluate_multilabel, multilabel_baseline
+from .preference import PairFigures, evaluate_preference
+from .probe import Baseline, Probe, baseline, fit_probe, fit_probes
 from .results import Evaluation, Score, evaluate_classification, evaluate_generation
+from .retrieval import evaluate_queries, pool_figures, ranking_figures
 
 __all__ = [
     "Baseline",
     "Evaluation",
     "GateResult",
+    "PairFigures",
     "Probe",
     "Score",
     "apply_gates",
     "baseline",
+    "entity_counts",
     "evaluate_classification",
+    "evaluate_extraction",
     "evaluate_generation",
+    "evaluate_multilabel",
+    "evaluate_preference",
+    "evaluate_queries",
     "fit_probe",
+    "fit_probes",
+    "multilabel_baseline",
+    "pool_figures",
+    "ranking_figures",
 ]

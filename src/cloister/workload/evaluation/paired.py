@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-__all__ = ["RESAMPLES", "bootstrap_interval", "mcnemar_exact"]
+__all__ = ["RESAMPLES", "bootstrap_interval", "difference_interval", "mcnemar_exact"]
 
 RESAMPLES = 10_000
 _CHUNK = 256  # resamples drawn at once: bounds memory to chunk × rows
@@ -36,5 +36,26 @@ def bootstrap_interval(
     for start in range(0, RESAMPLES, _CHUNK):
         picks = generator.integers(0, rows, size=(min(_CHUNK, RESAMPLES - start), rows))
         found.append(numerators[picks].sum(axis=1) / np.maximum(denominators[picks].sum(axis=1), 1e-300))
+    low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def difference_interval(
+    base: tuple[NDArray[np.float64], NDArray[np.float64]],
+    tuned: tuple[NDArray[np.float64], NDArray[np.float64]],
+    seed: int,
+) -> tuple[float, float]:
+    """95 % interval of the tuned ratio of sums minus the base's, both over the same resampled rows.
+
+    Each is (numerators, denominators), one entry a row: an F1 over all rows is such a ratio. An empty ratio is 0.
+    """
+    columns = np.stack([*tuned, *base], axis=1)
+    generator = np.random.default_rng(seed)
+    rows = len(columns)
+    found = []
+    for start in range(0, RESAMPLES, _CHUNK):
+        picks = generator.integers(0, rows, size=(min(_CHUNK, RESAMPLES - start), rows))
+        top, under, base_top, base_under = columns[picks].sum(axis=1).T
+        found.append(top / np.maximum(under, 1e-300) - base_top / np.maximum(base_under, 1e-300))
     low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
     return float(low), float(high)

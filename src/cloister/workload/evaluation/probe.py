@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-__all__ = ["Baseline", "Probe", "baseline", "fit_probe"]
+__all__ = ["Baseline", "Probe", "baseline", "fit_probe", "fit_probes"]
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -24,6 +24,8 @@ _GRID = (1.0, 10.0, 100.0)  # inverse regularization strengths; embeddings are s
 _FOLDS = 3
 _CROSS_VALIDATED_ROWS = 3000  # choosing among three values needs no more
 _MAX_ITERATIONS = 500
+_CROSS_VALIDATED_LABELS = 8
+_SURE = 8.0  # the logit of what all training rows agree on
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,16 @@ class Probe:
     inverse_strength: float
 
     def predict(self, embeddings: Floats) -> Labels:
-        return np.asarray((embeddings @ self.weight.T + self.bias).argmax(axis=1), dtype=np.int64)
+        return np.asarray(self.logits(embeddings).argmax(axis=1), dtype=np.int64)
+
+    def logits(self, embeddings: Floats) -> Floats:
+        return np.asarray(embeddings @ self.weight.T + self.bias, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """``kind`` is probe or majority; ``predictions`` are its answers on the validation rows."""
+    """``kind`` is probe or majority; ``predictions`` are its answers on the validation rows: (rows,) of label numbers,
+    or (rows, labels) of 0 and 1."""
 
     kind: str
     predictions: Labels
@@ -52,6 +58,26 @@ def fit_probe(embeddings: Floats, labels: Labels, count: int, seed: int) -> Prob
     scaled = embeddings * scale
     strength = _choose(scaled, labels, count, seed)
     weight, bias = _fit(scaled, labels, count, strength)
+    return Probe(weight * scale, bias, strength)
+
+
+def fit_probes(embeddings: Floats, flags: Labels, seed: int) -> Probe:
+    """One logistic regression for each column of ``flags`` (rows, labels), 0 or 1: above 0 the label holds.
+
+    All share one strength, chosen on the commonest few labels.
+    """
+    scale = np.float32(1.0 / max(float(np.linalg.norm(embeddings, axis=1).mean()), 1e-12))
+    scaled, often = embeddings * scale, flags.sum(axis=0)
+    mixed = [
+        int(c) for c in np.argsort(-np.minimum(often, len(flags) - often), kind="stable") if 0 < often[c] < len(flags)
+    ]
+    chosen = [_choose(scaled, flags[:, c], 2, seed) for c in mixed[:_CROSS_VALIDATED_LABELS]]
+    strength = sorted(chosen)[len(chosen) // 2] if chosen else _GRID[0]
+    weight = np.zeros((flags.shape[1], scaled.shape[1]), dtype=np.float32)
+    bias = np.where(often > 0, np.float32(_SURE), np.float32(-_SURE))
+    for column in mixed:
+        found, shift = _fit(scaled, flags[:, column], 2, strength)
+        weight[column], bias[column] = found[1], shift[1]
     return Probe(weight * scale, bias, strength)
 
 

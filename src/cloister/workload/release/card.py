@@ -12,6 +12,16 @@ from ...contracts import Contract, Job, Terms
 __all__ = ["CardFacts", "model_card"]
 
 
+# What model hubs call the tasks; the others write text.
+_PIPELINES = {
+    "classification": "text-classification",
+    "multilabel": "text-classification",
+    "extraction": "token-classification",
+    "ranking": "text-ranking",
+    "embedding": "sentence-similarity",
+}
+
+
 @dataclass(frozen=True)
 class CardFacts:
     """What the card says beyond the contract and the job. ``evaluation`` and ``gates`` are canonical documents;
@@ -33,7 +43,7 @@ def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
         "base_model": recipe.base,
         "license": facts.terms.licences[0] if len(facts.terms.licences) == 1 else "other",
         "library_name": "peft" if recipe.form == "adapter" else "transformers",
-        "pipeline_tag": "text-classification" if recipe.task == "classification" else "text-generation",
+        "pipeline_tag": _PIPELINES.get(recipe.task, "text-generation"),
         "datasets": [recipe.data],
         "tags": ["cloister", recipe.method],
     }

@@ -3,7 +3,8 @@
 The tour: ``base_model`` (a model folder from readers; what could execute is refused; ``tensors``, ``build``,
 ``architectures`` serve it), ``tokenize`` and ``batching`` (rows), ``heads`` and ``adapters`` (what is trained),
 ``trainer`` (the loop) with ``state``, ``snapshot`` and ``background`` (checkpoints, written beside it), ``engine`` with
-``classify``, ``generate`` and ``run`` (one whole run), ``export`` and ``usage`` (what leaves). ``ports`` are what it
+one module a task (``classify``, ``multilabel``, ``extract``, ``rank``, ``embed`` over ``encoders``; ``generate``,
+``chat``, ``preference``) and ``run`` (one whole run), ``export`` and ``usage`` (what leaves). ``ports`` are what it
 needs from outside.
 """
 

@@ -16,11 +16,12 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ...errors import Malformed, Misuse
+from ..text import SpecialTokens, end_tokens, highest_token, read_tokenizer, special_tokens
 from .architectures import DECODERS, check_config, positions, refuse_machinery
 from .build import build, build_fresh
 from .tensors import read_tensors
 
-__all__ = ["BaseModel", "SpecialTokens", "load_base"]
+__all__ = ["BaseModel", "load_base"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".h5", ".msgpack")
 _PROGRAMS = (".py", ".pyc", ".pyx", ".so", ".dll", ".dylib", ".exe", ".sh")
@@ -32,15 +33,6 @@ _CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "vocab.txt",
     "merges.txt", "vocab.json", "chat_template.jinja", "added_tokens.json",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SpecialTokens:
-    """Token ids. ``begin`` is set only if the tokenizer itself puts it before a text."""
-
-    begin: int | None
-    end: int | None
-    pad: int
 
 
 @dataclass
@@ -57,6 +49,15 @@ class BaseModel:
     @property
     def is_decoder(self) -> bool:
         return self.config["model_type"] in DECODERS
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """The token ids at which its owner lets generation stop."""
+        return end_tokens(self.tokens, self.config, self.generation_config())
+
+    def generation_config(self) -> dict[str, Any]:
+        """generation_config.json as its owner sealed it, or an empty object."""
+        return _object("generation_config.json", self.carried.get("generation_config.json", b"{}"))
 
     def encoder(self) -> nn.Module:
         """The bare encoder (AutoModel's class) in float32, evaluation mode, ready for a head."""
@@ -107,13 +108,13 @@ def load_base(files: Mapping[str, BinaryIO], *, weights: bool = True) -> BaseMod
     config = check_config(_json(files, "config.json"))
     tokenizer_config = _optional_json(files, "tokenizer_config.json")
     refuse_machinery(tokenizer_config, "tokenizer_config.json")
-    tokenizer = _tokenizer(files)
+    tokenizer = read_tokenizer(_bytes(files, "tokenizer.json"))
     carried = {name: _bytes(files, name) for name in _CARRIED if name in files}
     named = {**tokenizer_config, **_optional_json(files, "special_tokens_map.json")}
     return BaseModel(
         config=config,
         tokenizer=tokenizer,
-        tokens=_special_tokens(tokenizer, named, config),
+        tokens=special_tokens(tokenizer, named, config),
         carried=carried,
         pooling=_pooling(files),
         weights=_weights(files) if weights else {},
@@ -149,14 +150,22 @@ def _bytes(files: Mapping[str, BinaryIO], name: str) -> bytes:
 
 
 def _json(files: Mapping[str, BinaryIO], name: str) -> Any:
+    return _parsed(name, _bytes(files, name))
+
+
+def _parsed(name: str, data: bytes) -> Any:
     try:
-        return json.loads(_bytes(files, name).decode("utf-8"))
+        return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
         raise Malformed("model.json", f"The model's {name} is not valid JSON; seal the published file.") from None
 
 
 def _optional_json(files: Mapping[str, BinaryIO], name: str) -> dict[str, Any]:
-    value = _json(files, name) if name in files else {}
+    return _object(name, _bytes(files, name)) if name in files else {}
+
+
+def _object(name: str, data: bytes) -> dict[str, Any]:
+    value = _parsed(name, data)
     if not isinstance(value, dict):
         raise Malformed("model.json", f"The model's {name} is not a JSON object; seal the published file.")
     return value
@@ -178,41 +187,6 @@ def _weights(files: Mapping[str, BinaryIO]) -> dict[str, torch.Tensor]:
             raise Malformed("model.index", "Two safetensors files hold the same weight; seal the published folder.")
         out.update(found)
     return out
-
-
-def _tokenizer(files: Mapping[str, BinaryIO]) -> Tokenizer:
-    raw = _bytes(files, "tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
-    except Exception:  # noqa: BLE001 - the library raises plain Exception for every kind of broken tokenizer
-        raise Malformed(
-            "model.tokenizer", "The model's tokenizer.json can't be read; seal the published file."
-        ) from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def highest_token(tokenizer: Tokenizer) -> int:
-    """The largest token id that the tokenizer can give."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-
-
-def _special_tokens(tokenizer: Tokenizer, named: dict[str, Any], config: dict[str, Any]) -> SpecialTokens:
-    def token(key: str) -> int | None:
-        value = named.get(key)
-        text = value.get("content") if isinstance(value, dict) else value
-        found = tokenizer.token_to_id(text) if isinstance(text, str) else None
-        if found is None:
-            other = config.get(f"{key}_id")
-            other = other[0] if isinstance(other, list) and other else other
-            found = other if isinstance(other, int) and 0 <= other <= highest_token(tokenizer) else None
-        return found
-
-    begin, end, pad = token("bos_token"), token("eos_token"), token("pad_token")
-    plain, marked = (tokenizer.encode("a", add_special_tokens=flag).ids for flag in (False, True))
-    begins = begin is not None and marked[:1] == [begin] and plain[:1] != [begin]
-    return SpecialTokens(begin if begins else None, end, pad if pad is not None else end or 0)
 
 
 def _pooling(files: Mapping[str, BinaryIO]) -> tuple[str, bool] | None:

@@ -12,7 +12,20 @@ from torch.utils.data import Dataset, Sampler
 
 from ...crypto import frame, sha256
 
-__all__ = ["IGNORED", "EpochSampler", "Row", "Rows", "collate_causal", "collate_labelled", "epoch_order", "row_digest"]
+__all__ = [
+    "IGNORED",
+    "EpochSampler",
+    "Row",
+    "Rows",
+    "collate_causal",
+    "collate_flags",
+    "collate_labelled",
+    "collate_matches",
+    "collate_pairs",
+    "collate_tags",
+    "epoch_order",
+    "row_digest",
+]
 
 IGNORED = -100  # cross entropy passes over targets of this value
 _MEGABATCH = 50  # batches that are sorted by length together: little padding, and still a random mixture
@@ -20,10 +33,17 @@ _MEGABATCH = 50  # batches that are sorted by length together: little padding, a
 
 @dataclass(frozen=True)
 class Row:
-    """``ids``: token ids. ``target``: the label's number, or how many leading ids are prompt and not learned."""
+    """``ids``: token ids. ``target``: the label's number, how many leading ids are prompt and not learned, or a
+    relevance in millionths.
+
+    ``marks``: the numbers of all labels that hold, or one number an id (its tag or ``IGNORED``; its token type).
+    ``others``: the ids of further texts that belong to this one.
+    """
 
     ids: tuple[int, ...]
     target: int
+    marks: tuple[int, ...] = ()
+    others: tuple[tuple[int, ...], ...] = ()
 
 
 class Rows(Dataset[Row]):
@@ -41,7 +61,8 @@ def row_digest(rows: Sequence[Row]) -> str:
     """A name for exactly these rows in this order: a checkpoint may go on only with what it began with."""
     digest = hashlib.sha256(frame("cloister/rows/v1", len(rows)))
     for row in rows:
-        digest.update(frame(row.target, array("q", row.ids).tobytes()))
+        parts = (row.ids, row.marks, *row.others)
+        digest.update(frame(row.target, len(parts), *(array("q", part).tobytes() for part in parts)))
     return digest.hexdigest()
 
 
@@ -102,4 +123,48 @@ def collate_causal(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
     labels = ids.masked_fill(mask == 0, IGNORED)
     for place, row in enumerate(rows):
         labels[place, : row.target] = IGNORED
+        if row.marks:  # learned here and there, as in a conversation
+            labels[place, : len(row.marks)] = torch.tensor(row.marks)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def collate_flags(rows: Sequence[Row], pad: int, labels: int) -> dict[str, torch.Tensor]:
+    """A batch for several labels a row: (rows, labels) of 0 and 1."""
+    ids, mask = _padded(rows, pad)
+    flags = torch.zeros(len(rows), labels)
+    for place, row in enumerate(rows):
+        flags[place, list(row.marks)] = 1.0
+    return {"input_ids": ids, "attention_mask": mask, "labels": flags}
+
+
+def collate_tags(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
+    """A batch for tags: one target a piece, most of them ``IGNORED``."""
+    ids, mask = _padded(rows, pad)
+    width = ids.shape[1]
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": torch.tensor([row.marks + (IGNORED,) * (width - len(row.marks)) for row in rows]),
+    }
+
+
+def collate_pairs(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
+    """A batch of pairs read together, with the token types if the rows have them, and relevances from 0 to 1."""
+    ids, mask = _padded(rows, pad)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if rows[0].marks:
+        width = ids.shape[1]
+        batch["token_type_ids"] = torch.tensor([row.marks + (0,) * (width - len(row.marks)) for row in rows])
+    return {**batch, "labels": torch.tensor([[row.target / 1e6] for row in rows])}
+
+
+def collate_matches(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
+    """Queries, their positives, then all negatives as one batch, and what else is known to be right."""
+    positives = [row.others[0] for row in rows]
+    texts = [*positives, *(text for row in rows for text in row.others[1:])]
+    right: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for row in rows:
+        right.setdefault(row.ids, set()).add(row.others[0])
+    known = [[text in right[row.ids] and j != i for j, text in enumerate(texts)] for i, row in enumerate(rows)]
+    ids, mask = _padded([*rows, *(Row(text, 0) for text in texts)], pad)
+    return {"input_ids": ids, "attention_mask": mask, "known": torch.tensor(known)}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 
 from ...contracts.recipe import Recipe
 from ..data import Split, Table, label_names, split_rows
 from ..evaluation import Baseline, Probe, baseline, evaluate_classification, fit_probe
-from .adapters import add_adapter, virtual_tokens
 from .base_model import BaseModel
 from .batching import Row, collate_labelled
+from .encoders import body, equip
 from .heads import PooledClassifier, choose_pooling
 from .predict import embeddings, logits
 from .run import Ports, Timings, TrainingResult, device, train
@@ -34,7 +31,7 @@ def run_classification(
     rows = encode_labelled(base.tokenizer, texts, [number[name] for name in names], max_length)
     training, validation = [rows[r] for r in split.training], [rows[r] for r in split.validation]
     probe, compared = _probe(model, base, training, validation, len(labels), recipe.seed, ports, timings)
-    _equip(model, recipe, probe)
+    equip(model, recipe, probe)
     train(model, recipe, base, training, collate_labelled, ports, timings)
     ports.progress.report("evaluate", 0, 1, {})
     with timings.measure("predict"):
@@ -50,10 +47,8 @@ def run_classification(
 
 def _classifier(recipe: Recipe, base: BaseModel, labels: int) -> tuple[PooledClassifier, int]:
     pooling = choose_pooling(recipe.pooling, base)
-    encoder: Any = base.encoder()
-    max_length = base.max_length(recipe.max_length, encoder, taken=virtual_tokens(recipe))
-    torch.manual_seed(recipe.seed)
-    model = PooledClassifier(encoder, int(encoder.config.hidden_size), labels, pooling)
+    encoder, width, max_length = body(recipe, base)
+    model = PooledClassifier(encoder, width, labels, pooling)
     return model.to(device()), max_length
 
 
@@ -78,11 +73,3 @@ def _probe(
         probe = fit_probe(seen, targets, labels, seed)
     ports.progress.report("prepare", 2, 2, {})
     return probe, baseline(probe, held, truth, targets)
-
-
-def _equip(model: PooledClassifier, recipe: Recipe, probe: Probe) -> None:
-    """The head begins as the probe: training starts from the base's best instead of distorting the encoder to meet a
-    random head (Kumar et al. 2022, "Fine-tuning can distort pretrained features")."""
-    model.start_head(torch.from_numpy(probe.weight), torch.from_numpy(probe.bias))
-    torch.manual_seed(recipe.seed)
-    model.encoder = add_adapter(model.encoder, recipe, causal=False)

@@ -9,12 +9,30 @@ import torch
 from ...contracts.recipe import Recipe
 from ..data import Split, Table
 from .base_model import BaseModel
+from .chat import run_chat
 from .classify import run_classification
+from .embed import run_embedding
+from .extract import run_extraction
 from .generate import run_generation
+from .multilabel import run_multilabel
 from .ports import CheckpointSink, Lease, Progress
+from .preference import run_preference
+from .rank import run_ranking
 from .run import Ports, TrainingResult
 
 __all__ = ["run_training"]
+
+_RUNS = {
+    "classification": run_classification,
+    "multilabel": run_multilabel,
+    "extraction": run_extraction,
+    "ranking": run_ranking,
+    "embedding": run_embedding,
+    "generation": run_generation,
+    "text": run_generation,
+    "chat": run_chat,
+    "preference": run_preference,
+}
 
 
 def run_training(
@@ -41,6 +59,4 @@ def run_training(
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     ports = Ports(sink, progress, lease)
     lease.check()
-    if recipe.task == "classification":
-        return run_classification(recipe, base, table, ports, split)
-    return run_generation(recipe, base, table, ports, split)
+    return _RUNS[recipe.task](recipe, base, table, ports, split)

@@ -10,6 +10,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from .adapters import adapter_state
+from .heads import PooledClassifier, PooledEncoder, TokenClassifier
 from .run import TrainingResult
 from .tensors import write_tensors
 
@@ -27,8 +28,8 @@ def export_files(result: TrainingResult) -> dict[str, bytes]:
     adapted = result.recipe.adapter is not None
     folder = "adapter" if adapted else "model"
     files = _adapter(result) if adapted else _full(result)
-    if result.labels is not None:
-        files |= _head(result)
+    files |= _head(result)
+    files |= result.further
     return {f"{folder}/{name}": data for name, data in sorted(files.items())}
 
 
@@ -55,17 +56,21 @@ def _full(result: TrainingResult) -> dict[str, bytes]:
 
 
 def _head(result: TrainingResult) -> dict[str, bytes]:
-    assert result.pooling is not None  # set together with the labels
-    pooling = {"max_length": result.max_length, "mode": result.pooling.mode, "normalize": result.pooling.normalize}
-    return {
-        "head.safetensors": write_tensors(result.model.exported_head(), _FORMAT),
-        "labels.json": _json(list(result.labels or ())),
-        "pooling.json": _json(pooling),
-    }
+    """What turns the encoder's states into answers; nothing for a model that writes text."""
+    files = {}
+    if isinstance(result.model, PooledClassifier | TokenClassifier):
+        files["head.safetensors"] = write_tensors(result.model.exported_head(), _FORMAT)
+    if result.labels is not None:
+        files["labels.json"] = _json(list(result.labels))
+    if result.pooling is not None:
+        mode, normalize = result.pooling.mode, result.pooling.normalize
+        files["pooling.json"] = _json({"max_length": result.max_length, "mode": mode, "normalize": normalize})
+    return files
 
 
 def _body(result: TrainingResult) -> Any:
-    return result.model if result.labels is None else result.model.encoder
+    headed = isinstance(result.model, PooledClassifier | PooledEncoder | TokenClassifier)
+    return result.model.encoder if headed else result.model
 
 
 def _json(value: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from .batching import IGNORED, Row, collate_causal, collate_labelled
-from .heads import PooledClassifier
+from .batching import IGNORED, Row, collate_causal, collate_labelled, collate_pairs, collate_tags
+from .heads import PooledClassifier, PooledEncoder, TokenClassifier
 from .ports import Lease
 
-__all__ = ["CompletionLoss", "completion_losses", "embeddings", "logits"]
+__all__ = ["CompletionLoss", "completion_losses", "embeddings", "logits", "pair_passes", "word_outputs"]
 
 _TOKENS = 4096  # padded tokens of a batch: enough to fill the cores, little memory
 Floats = NDArray[np.float32]
 
 
-def embeddings(model: PooledClassifier, rows: Sequence[Row], pad: int, lease: Lease) -> Floats:
+def embeddings(model: PooledClassifier | PooledEncoder, rows: Sequence[Row], pad: int, lease: Lease) -> Floats:
     """(rows, width): pooled embeddings in float32, in the order of ``rows``."""
 
     def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -39,6 +39,32 @@ def logits(model: PooledClassifier, rows: Sequence[Row], pad: int, lease: Lease)
         return found
 
     return _run(model, rows, partial(collate_labelled, pad=pad), step, lease)
+
+
+def pair_passes(model: PooledClassifier, rows: Sequence[Row], pad: int, lease: Lease, *, embed: bool) -> Floats:
+    """Of pairs read together: their embeddings (rows, width), or their logits (rows, 1)."""
+
+    def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        given = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        found: torch.Tensor = model.embed(**given) if embed else model(**given)["logits"]
+        return found
+
+    return _run(model, rows, partial(collate_pairs, pad=pad), step, lease)
+
+
+def word_outputs(model: TokenClassifier, rows: Sequence[Row], pad: int, lease: Lease, *, embed: bool) -> list[Floats]:
+    """For each row what its words' first pieces give, (words, width): hidden states, or logits."""
+
+    def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        given = (batch["input_ids"], batch["attention_mask"])
+        found: torch.Tensor = model.hidden(*given) if embed else model(*given)["logits"]
+        return found
+
+    out: list[Floats] = [np.empty((0, 0), dtype=np.float32)] * len(rows)
+    for places, values in _passes(model, rows, partial(collate_tags, pad=pad), step, lease):
+        for place, value in zip(places, values, strict=True):
+            out[place] = value[[i for i, mark in enumerate(rows[place].marks) if mark != IGNORED]]
+    return out
 
 
 class CompletionLoss:
@@ -71,20 +97,30 @@ def _run(
     step: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
     lease: Lease,
 ) -> Floats:
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    pieces: list[tuple[list[int], Any]] = []
-    with torch.inference_mode():
-        for places in _batches(rows):
-            lease.check()
-            batch = {k: v.to(device) for k, v in collate([rows[p] for p in places]).items()}
-            pieces.append((places, step(batch).float().cpu().numpy()))
-    model.train(was_training)
+    pieces = list(_passes(model, rows, collate, step, lease))
     out = np.empty((len(rows), pieces[0][1].shape[1]), dtype=np.float32)
     for places, values in pieces:
         out[places] = values
     return out
+
+
+def _passes(
+    model: nn.Module,
+    rows: Sequence[Row],
+    collate: Callable[[Sequence[Row]], Mapping[str, torch.Tensor]],
+    step: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
+    lease: Lease,
+) -> Iterator[tuple[list[int], Any]]:
+    """Row numbers and what ``step`` gives for them, batch by batch."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for places in _batches(rows):
+            lease.check()
+            batch = {k: v.to(device) for k, v in collate([rows[p] for p in places]).items()}
+            yield places, step(batch).float().cpu().numpy()
+    model.train(was_training)
 
 
 def _batches(rows: Sequence[Row]) -> list[list[int]]:

@@ -59,6 +59,7 @@ class TrainingResult:
 
     ``answers``, one entry a validation row: ``rows`` (its number), and ``truth``, ``base``, ``tuned`` (label numbers),
     or ``base_nats``, ``tuned_nats``, ``tokens`` for generation. They stay inside; ``evaluation`` is what may leave.
+    ``further``: files of the release beside the model, by name, instead of the base's own.
     """
 
     recipe: Recipe
@@ -70,6 +71,7 @@ class TrainingResult:
     labels: tuple[str, ...] | None
     pooling: Pooling | None
     timings: Timings
+    further: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def train(
@@ -83,7 +85,7 @@ def train(
 ) -> None:
     """The loop itself, over ``rows``; ``model`` is trained in place and left in evaluation mode."""
     timings.steps = total_steps(recipe, len(rows))
-    timings.tokens = recipe.epochs * sum(len(row.ids) for row in rows)
+    timings.tokens = recipe.epochs * sum(len(row.ids) + sum(map(len, row.others)) for row in rows)
     bf16 = use_bf16(recipe.precision)
     trainer = SealedTrainer(
         model,

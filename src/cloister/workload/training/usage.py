@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from .adapters import virtual_tokens
+from .encoders import takes_types
 from .heads import Pooling
 from .run import TrainingResult
 
@@ -43,11 +44,76 @@ with torch.no_grad():
 print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 """
 
+_EXTRACT = """\
+import json, torch
+{peft_import}from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+words, wanted = "words of a text to tag".split(), dict(return_offsets_mapping=True, return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained("{tokenizer}"{padding})
+model = {model}.eval()
+head, labels = load_file("{folder}/head.safetensors"), json.load(open("{folder}/labels.json"))
+batch = tokenizer(" ".join(words), truncation=True, max_length={max_length}, return_token_type_ids=False, **wanted)
+spans, text = batch.pop("offset_mapping")[0].tolist(), " ".join(words)
+with torch.no_grad():
+    logits = model(**batch).last_hidden_state{cut} @ head["weight"].T + head["bias"]
+tags = [labels[i] for i in logits[0].argmax(1)]  # a word's tag is its first piece's
+print([(text[a:b], tag) for (a, b), tag in zip(spans, tags) if b])
+"""
+_RANK = (
+    _CLASSIFY.replace(
+        'texts = ["first text to classify", "a second one"]',
+        'query, texts = "a query", ["first document", "a second one"]',
+    )
+    .replace("tokenizer(texts,", "tokenizer([query] * len(texts), texts, return_token_type_ids={types},")
+    .replace(', json.load(open("{folder}/labels.json"))', "")
+    .replace("head, labels =", "head =")
+    .replace("import json, torch", "import torch")
+    .replace("print([labels[i] for i in logits.argmax(1)])", "print(logits[:, 0].sigmoid())")
+)
+_EMBED = (
+    _CLASSIFY.replace(
+        'head, labels = load_file("{folder}/head.safetensors"), json.load(open("{folder}/labels.json"))\n', ""
+    )
+    .replace("from safetensors.torch import load_file\n", "")
+    .replace("import json, torch", "import torch")
+    .replace('logits = pooled @ head["weight"].T + head["bias"]\n', "logits = pooled @ pooled.T\n")
+    .replace("print([labels[i] for i in logits.argmax(1)])", "print(logits)  # how close the texts are")
+    .replace("text to classify", "text to compare")
+)
+_ON_ENCODERS = {
+    "classification": _CLASSIFY,
+    "multilabel": _CLASSIFY.replace(
+        "labels[i] for i in logits.argmax(1)]",
+        "[name for name, logit in zip(labels, row) if logit > 0] for row in logits]",
+    ),
+    "extraction": _EXTRACT,
+    "ranking": _RANK,
+    "embedding": _EMBED,
+}
+
+_CHAT = """\
+import torch
+{peft_import}from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+messages = [{{"role": "user", "content": "a question"}}]
+tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")
+tokenizer.chat_template = open("{folder}/chat_template.jinja").read()
+model = {model}.eval()
+batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+ids, stops = batch["input_ids"], GenerationConfig.from_pretrained("{folder}")
+with torch.no_grad():
+    logits = model(ids).logits
+    tokens = model.generate(input_ids=ids, generation_config=stops, max_new_tokens=50)
+print(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
+"""
+
 
 def usage_snippet(result: TrainingResult) -> str:
     """Python of at most 15 lines, run in the folder of the release; beside an adapter its base lies in ``base/``."""
     adapted = result.recipe.adapter is not None
-    auto = "AutoModel" if result.pooling is not None else "AutoModelForCausalLM"
+    task = result.recipe.task
+    auto = "AutoModel" if task in _ON_ENCODERS else "AutoModelForCausalLM"
     folder = "adapter" if adapted else "model"
     loaded = f'{auto}.from_pretrained("{"base" if adapted else "model"}", dtype=torch.float32)'
     fields = {
@@ -59,9 +125,12 @@ def usage_snippet(result: TrainingResult) -> str:
         "padding": _padding(result),
         "cut": '[:, -batch["input_ids"].shape[1] :]' if virtual_tokens(result.recipe) else "",
     }
+    if task == "extraction":
+        return _EXTRACT.format(**fields)
     if result.pooling is None:
-        return _GENERATE.format(**fields)
-    return _CLASSIFY.format(**fields, pool=_pool(result.pooling))
+        return (_CHAT if result.recipe.task == "chat" else _GENERATE).format(**fields)
+    fields["types"] = takes_types(result.recipe, result.base)
+    return _ON_ENCODERS[task].format(**fields, pool=_pool(result.pooling))
 
 
 def _padding(result: TrainingResult) -> str:
