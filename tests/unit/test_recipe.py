@@ -175,7 +175,9 @@ COLUMNS = {
 NOT_FROM_SCRATCH = ("classification", "multilabel", "extraction", "ranking", "embedding", "preference")
 IMPOSSIBLE = {(task, "scratch") for task in NOT_FROM_SCRATCH}
 PAIRS = [(task, method) for task in TASKS for method in METHODS if (task, method) not in IMPOSSIBLE]
-OF_METHODS = [name for name, section in SECTIONS.items() if section.task is None]
+OF_METHODS = [name for name, section in SECTIONS.items() if section.task is None and not section.optional]
+OPTIONAL = [name for name, section in SECTIONS.items() if section.optional]
+NOT_ALWAYS = {"max_steps", "threads", "general", "test", *OPTIONAL}
 
 
 def written(task: str, method: str, **more: object):
@@ -186,7 +188,7 @@ def test_the_formats_page_names_every_key_and_default():
     page = (Path(__file__).resolve().parents[2] / "docs" / "spec" / "recipe.md").read_text(encoding="utf-8")
     documents = {pair: written(*pair).to_document() for pair in PAIRS}
     keys = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
-    assert keys == set().union(*documents.values()) - {"kind"} | {"max_steps", "threads"}
+    assert keys == set().union(*documents.values()) - {"kind"} | NOT_ALWAYS
     rows = re.findall(r"^\| (\w+), (\w+) \| ([\d.]+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
     assert {(task, method): tuple(rest) for task, method, *rest in rows} == {
         pair: (d["learning_rate"], str(d["batch_size"]), str(d["max_length"])) for pair, d in documents.items()
@@ -197,7 +199,7 @@ def test_the_formats_page_names_every_key_and_default():
         assert {str(d[name]) for d in documents.values()} == {default}
     for method, section in SECTIONS.items():
         (row,) = re.findall(rf"^\| `{method}` \| (.*) \| (.*) \|$", page, re.MULTILINE)
-        assert re.findall(r"`(\w+)`", row[0]) == list(section.keys)
+        assert [name for name in re.findall(r"`(\w+)`", row[0]) if name in section.keys] == list(section.keys)
         assert row[1].split(", ") == [str(usual).lower() for _, usual, _ in section.keys.values()]
 
 
@@ -207,6 +209,7 @@ def test_every_pair_of_task_and_method_has_one_canonical_document(task, method):
     assert Recipe.from_document(recipe.to_document()) == recipe
     assert recipe.form == ("weights" if method in ("full", "scratch") else "adapter")
     assert (method in recipe.to_document()) == (method in SECTIONS)
+    assert not set(OPTIONAL) & set(recipe.to_document())
     assert ("dpo" in recipe.to_document()) == (task == "preference")
     assert ("template" in recipe.to_document()) == (task == "chat")
 
@@ -226,9 +229,29 @@ def test_settings_of_another_method_are_refused(method):
         written("generation", other, **{method: {}})
 
 
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_optional_settings_stand_in_the_document_once_they_are_named(name):
+    more = {"general": "a/g"} if name == "replay" else {}
+    recipe = written("generation", "lora", **{name: {}}, **more)
+    assert recipe.to_document()[name].keys() == SECTIONS[name].keys.keys()
+    assert Recipe.from_document(recipe.to_document()) == recipe
+
+
+def test_where_validation_rows_choose_other_rows_are_told_of():
+    assert written("text", "full").test is None
+    for choosing in ({"select": "best"}, {"patience": 2}, {"search": {}}):
+        assert written("text", "full", **choosing).test == Decimal("0.1")
+
+
 @pytest.mark.parametrize(
     ("task", "method", "more", "reason"),
     [
+        ("text", "full", {"test": "0.1"}, "Nothing is chosen"),
+        ("text", "full", {"replay": {}}, "general text"),
+        ("text", "prefix", {"gradient_checkpointing": True}, "Prefix tuning"),
+        ("text", "full", {"privacy": {}, "packing": "on"}, "one a unit"),
+        ("ranking", "full", {"privacy": {}}, "is there for classification"),
+        ("text", "ia3", {"privacy": {}}, "is there for lora"),
         ("classification", "scratch", {}, "has none yet"),
         ("extraction", "scratch", {}, "has none yet"),
         ("embedding", "lora", {"gradient_accumulation": 2}, "don't see each other"),

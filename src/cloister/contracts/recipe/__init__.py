@@ -3,7 +3,20 @@
 """
 
 from .keys import KEYS, default_words
-from .methods import METHODS, SECTIONS, Adapter, DpoSettings, Ia3Settings, LoraSettings, PTuningSettings, TokenSettings
+from .methods import (
+    METHODS,
+    SECTIONS,
+    Adapter,
+    DpoSettings,
+    EwcSettings,
+    Ia3Settings,
+    LoraSettings,
+    PrivacySettings,
+    PTuningSettings,
+    ReplaySettings,
+    SearchSettings,
+    TokenSettings,
+)
 from .recipe import Recipe, parse_recipe
 from .schema import recipe_schema
 from .tasks import TASKS, Columns
@@ -17,10 +30,14 @@ __all__ = [
     "Adapter",
     "Columns",
     "DpoSettings",
+    "EwcSettings",
     "Ia3Settings",
     "LoraSettings",
     "PTuningSettings",
+    "PrivacySettings",
     "Recipe",
+    "ReplaySettings",
+    "SearchSettings",
     "TokenSettings",
     "default_words",
     "parse_recipe",

@@ -43,12 +43,46 @@ def check_combination(recipe: Recipe) -> None:
             "An embedding learns from the other rows of its batch, and accumulated batches don't see each other;"
             " raise batch_size instead.",
         )
+    _check_choices(recipe)
     lora = recipe.lora
     if lora is not None and lora.dora and lora.dropout:
         raise _cannot(
             "lora.dropout",
             "DoRA measures the whole weight, which dropout changes at every step; set lora.dropout to 0.",
         )
+
+
+def _check_choices(recipe: Recipe) -> None:
+    chosen = recipe.select == "best" or recipe.patience or recipe.search is not None
+    if recipe.test is not None and not chosen:
+        raise _cannot(
+            "test",
+            "Nothing is chosen by the validation rows here, so the report is on them; remove 'test', or set 'select' to"
+            " best, 'patience' or 'search'.",
+        )
+    if recipe.replay is not None and recipe.general is None:
+        raise _cannot("replay", "Replay mixes general text in; name the asset that holds it in 'general'.")
+    if recipe.gradient_checkpointing and recipe.method == "prefix":
+        raise _cannot(
+            "gradient_checkpointing",
+            "Prefix tuning keeps its tokens in the attention's cache, which gradient checkpointing turns off; set it to"
+            " false.",
+        )
+    if recipe.privacy is not None:
+        _check_privacy(recipe)
+
+
+def _check_privacy(recipe: Recipe) -> None:
+    if recipe.packing == "on":
+        raise _cannot(
+            "packing", "Packed rows share a gradient, and differential privacy needs one a unit; set packing to off."
+        )
+    if recipe.task not in ("classification", "generation", "text", "chat"):
+        raise _cannot(
+            "privacy", "Differential privacy is there for classification, generation, text and chat; remove 'privacy'."
+        )
+    if recipe.method not in ("lora", "full", "qlora"):
+        raise _cannot("privacy", "Differential privacy is there for lora, qlora and full; choose one of them.")
 
 
 def _cannot(key: str, reason: str) -> Misuse:

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from .fields import Integer, Number, Reader, Targets, Truth
+from .fields import Choice, Integer, Number, Reader, Targets, Truth
 
 __all__ = [
     "METHODS",
     "SECTIONS",
     "Adapter",
     "DpoSettings",
+    "EwcSettings",
     "Ia3Settings",
     "LoraSettings",
     "Method",
     "PTuningSettings",
+    "PrivacySettings",
+    "ReplaySettings",
+    "SearchSettings",
     "Section",
     "TokenSettings",
 ]
@@ -67,21 +71,57 @@ class DpoSettings:
     label_smoothing: Decimal
 
 
+@dataclass(frozen=True)
+class PrivacySettings:
+    """DP-SGD: at most ``epsilon`` at ``delta`` for one unit: an ``example``, or all rows of one ``user``. Gradients of a
+    unit are shortened to ``clip_norm``."""
+
+    epsilon: Decimal
+    delta: Decimal
+    unit: str
+    clip_norm: Decimal
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """``share`` of the rows of every step are general text."""
+
+    share: Decimal
+
+
+@dataclass(frozen=True)
+class EwcSettings:
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): ``strength`` holds weights that general text needs."""
+
+    strength: Decimal
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """At most ``trials`` short trainings, for at most ``minutes``, that choose the learning rate and the batch size."""
+
+    trials: int
+    minutes: int
+    epochs: int
+
+
 Adapter = LoraSettings | Ia3Settings | TokenSettings | PTuningSettings
 
 
 @dataclass(frozen=True)
 class Section:
-    """Settings of one method, under the method's own name, or of one ``task``. ``keys``: reader, default, and what it
-    is, by name."""
+    """Settings of one method, under the method's own name, or of one ``task``; ``optional`` ones are of any method, and
+    stand for something that is done only if they are there. ``keys``: reader, default, and what it is, by name."""
 
-    made: type[Adapter] | type[DpoSettings]
+    made: type[Any]
     keys: Mapping[str, tuple[Reader, Any, str]]
     task: str | None = None
+    optional: bool = False
+    says: str = ""  # of an optional one, for people
 
     def belongs(self, name: str, task: str, method: str) -> bool:
-        """Whether a recipe of this task and method has these settings, which are called ``name``."""
-        return name == method if self.task is None else self.task == task
+        """Whether a recipe of this task and method can have these settings, which are called ``name``."""
+        return self.optional or (name == method if self.task is None else self.task == task)
 
 
 @dataclass(frozen=True)
@@ -94,6 +134,7 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "lora": Method("adapter", "small matrices beside the base's linear layers"),
+    "qlora": Method("adapter", "the same, on a base whose linear layers are kept in 4 bits"),
     "ia3": Method("adapter", "one factor for each feature of some layers: the smallest adapter"),
     "prefix": Method("adapter", "virtual tokens in front of every layer's attention"),
     "prompt": Method("adapter", "virtual tokens in front of the text"),
@@ -102,18 +143,17 @@ METHODS: Mapping[str, Method] = {
     "scratch": Method("weights", "the base's architecture and tokenizer, with weights that begin at random"),
 }
 _TOKENS: tuple[Reader, Any, str] = (Integer(1, 1024), 20, "how many virtual tokens")
+_LORA: Mapping[str, tuple[Reader, Any, str]] = {
+    "rank": (Integer(1, 512), 16, "rank of the matrices"),
+    "alpha": (Integer(1, 4096), 32, "their weight is alpha over rank"),
+    "dropout": (Number("0", "0.9"), "0", "share of the inputs that is dropped"),
+    "targets": (Targets(), "auto", "which linear layers"),
+    "rslora": (Truth(), False, "weight alpha over the root of the rank"),
+    "dora": (Truth(), False, "train magnitude and direction apart"),
+}
 SECTIONS: Mapping[str, Section] = {
-    "lora": Section(
-        LoraSettings,
-        {
-            "rank": (Integer(1, 512), 16, "rank of the matrices"),
-            "alpha": (Integer(1, 4096), 32, "their weight is alpha over rank"),
-            "dropout": (Number("0", "0.9"), "0", "share of the inputs that is dropped"),
-            "targets": (Targets(), "auto", "which linear layers"),
-            "rslora": (Truth(), False, "weight alpha over the root of the rank"),
-            "dora": (Truth(), False, "train magnitude and direction apart"),
-        },
-    ),
+    "lora": Section(LoraSettings, _LORA),
+    "qlora": Section(LoraSettings, _LORA),
     "ia3": Section(Ia3Settings, {"targets": (Targets(), "auto", "which linear layers")}),
     "prefix": Section(TokenSettings, {"tokens": _TOKENS}),
     "prompt": Section(TokenSettings, {"tokens": _TOKENS}),
@@ -125,5 +165,38 @@ SECTIONS: Mapping[str, Section] = {
             "label_smoothing": (Number("0", "0.49"), "0", "share of the pairs that may be the wrong way round"),
         },
         task="preference",
+    ),
+    "privacy": Section(
+        PrivacySettings,
+        {
+            "epsilon": (Number("0.01", "1000"), "8", "what one unit's presence may change, at most"),
+            "delta": (Number("0.000000000001", "0.01"), "0.00001", "the chance that it changes more"),
+            "unit": (Choice(("example", "user")), "example", "whose presence is hidden: one row's, or all of a user's"),
+            "clip_norm": (Number("0.000001", "1000"), "1", "a unit's gradient is shortened to it"),
+        },
+        optional=True,
+        says="differential privacy (DP-SGD), under a budget that the data's owner keeps",
+    ),
+    "replay": Section(
+        ReplaySettings,
+        {"share": (Number("0.001", "0.9"), "0.1", "share of the rows that are general text")},
+        optional=True,
+        says="mix general text into what is learned",
+    ),
+    "ewc": Section(
+        EwcSettings,
+        {"strength": (Number("0.000001", "1000000"), "1", "how strongly they are held")},
+        optional=True,
+        says="hold the weights that general text needs",
+    ),
+    "search": Section(
+        SearchSettings,
+        {
+            "trials": (Integer(2, 1000), 10, "how many settings are tried, at most"),
+            "minutes": (Integer(1, 100_000), 60, "how long they are tried, at most"),
+            "epochs": (Integer(1, 100), 1, "of each try"),
+        },
+        optional=True,
+        says="try settings first, and train with the best of them",
     ),
 }

@@ -19,7 +19,17 @@ from ...errors import Malformed, Misuse
 from .combinations import check_combination
 from .fields import decimal_text
 from .keys import KEYS, REQUIRED, UNSET, default
-from .methods import METHODS, SECTIONS, Adapter, DpoSettings, LoraSettings
+from .methods import (
+    METHODS,
+    SECTIONS,
+    Adapter,
+    DpoSettings,
+    EwcSettings,
+    LoraSettings,
+    PrivacySettings,
+    ReplaySettings,
+    SearchSettings,
+)
 from .tasks import TASKS, Columns
 from .yaml import read_yaml
 
@@ -27,6 +37,12 @@ __all__ = ["KIND", "Recipe", "parse_recipe"]
 
 KIND = "cloister/recipe/v1"
 _MAX_COLUMN = 256
+_OTHERS = ("dpo", "privacy", "replay", "ewc", "search")  # sections beside the method's own
+
+
+def chooses(select: str, patience: int, search: SearchSettings | None) -> bool:
+    """Whether the validation rows choose something. Then what is told of the model comes from other rows."""
+    return select == "best" or patience > 0 or search is not None
 
 
 @dataclass(frozen=True)
@@ -42,13 +58,16 @@ class Recipe:
     data: str
     base: str
     columns: Columns
+    general: str | None
     validation: Decimal
+    test: Decimal | None
     epochs: int
     max_steps: int | None
     learning_rate: Decimal
     schedule: str
     batch_size: int
     gradient_accumulation: int
+    optimizer: str
     max_gradient_norm: Decimal
     max_length: int
     warmup_ratio: Decimal
@@ -56,11 +75,24 @@ class Recipe:
     adapter: Adapter | None
     pooling: str
     template: str | None
+    packing: str
+    compile: str
+    gradient_checkpointing: bool
+    evaluate_steps: int
+    select: str
+    patience: int
+    processes: int
+    sharding: str
     seed: int
     checkpoint_steps: int
+    checkpoint_minutes: int
     precision: str
     threads: int | None
     dpo: DpoSettings | None
+    privacy: PrivacySettings | None
+    replay: ReplaySettings | None
+    ewc: EwcSettings | None
+    search: SearchSettings | None
 
     @property
     def form(self) -> str:
@@ -76,7 +108,8 @@ class Recipe:
         out: dict[str, Any] = {"kind": KIND, "columns": dict(self.columns.by_role)}
         for name in KEYS:
             out[name] = _plain(getattr(self, name))
-        for name, settings in ((self.method, self.adapter), ("dpo", self.dpo)):
+        others = {name: getattr(self, name) for name in _OTHERS}
+        for name, settings in ({self.method: self.adapter} | others).items():
             if settings is not None:
                 out[name] = {key: _plain(getattr(settings, key)) for key in SECTIONS[name].keys}
                 if "targets" in out[name]:
@@ -113,11 +146,13 @@ def parse_recipe(source: str | bytes | Mapping[str, Any], changes: Iterable[str]
     task, method = (KEYS[name].reader.read(name, given[name]) for name in ("task", "method"))
     read = {name: _read(name, given, task, method) for name in KEYS}
     settings = _settings(task, method, given)
+    if read["test"] is None and chooses(read["select"], read["patience"], settings.get("search")):
+        read["test"] = Decimal("0.1")
     recipe = Recipe(
         **read,
         columns=_columns(task, given.get("columns")),
         adapter=settings.get(method),
-        dpo=settings.get("dpo"),
+        **{name: settings.get(name) for name in _OTHERS},
     )
     check_combination(recipe)
     return recipe
@@ -191,7 +226,8 @@ def _settings(task: str, method: str, given: Mapping[str, Any]) -> dict[str, Any
             other = f"method is {method}" if section.task is None else f"task is {task}"
             raise Misuse("recipe.value", f"The recipe has '{name}' settings but its {other}; remove them.", key=name)
     belong = [name for name, section in SECTIONS.items() if section.belongs(name, task, method)]
-    return {name: _section(name, given.get(name, {})) for name in belong}
+    wanted = [name for name in belong if name in given or not SECTIONS[name].optional]
+    return {name: _section(name, given.get(name, {})) for name in wanted}
 
 
 def _section(name: str, values: Any) -> Any:

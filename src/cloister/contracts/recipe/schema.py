@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .keys import KEYS, REQUIRED
-from .methods import SECTIONS
+from .methods import SECTIONS, Section
 from .tasks import TASKS
 
 __all__ = ["recipe_schema"]
@@ -29,7 +29,7 @@ def recipe_schema() -> dict[str, Any]:
     for name, section in SECTIONS.items():
         properties[name] = {
             "type": "object",
-            "description": f"settings of task {section.task}" if section.task else f"settings of method {name}",
+            "description": _said(name, section),
             "properties": {
                 key: {**reader.schema, "default": usual, "description": says}
                 for key, (reader, usual, says) in section.keys.items()
@@ -45,6 +45,12 @@ def recipe_schema() -> dict[str, Any]:
         "allOf": [_columns_of(task) for task in TASKS],
         "additionalProperties": False,
     }
+
+
+def _said(name: str, section: Section) -> str:
+    if section.optional:
+        return section.says
+    return f"settings of task {section.task}" if section.task else f"settings of method {name}"
 
 
 def _columns_of(task: str) -> dict[str, Any]:
