@@ -73,8 +73,8 @@ class DpoSettings:
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """DP-SGD: at most ``epsilon`` at ``delta`` for one unit: an ``example``, or all rows of one ``user``. Gradients of a
-    unit are shortened to ``clip_norm``."""
+    """DP-SGD: at most ``epsilon`` at ``delta`` for one unit: an ``example``, or all rows of one ``user``. A unit's
+    gradient is shortened to ``clip_norm``."""
 
     epsilon: Decimal
     delta: Decimal
