@@ -148,11 +148,12 @@ def parse_recipe(source: str | bytes | Mapping[str, Any], changes: Iterable[str]
     settings = _settings(task, method, given)
     if read["test"] is None and chooses(read["select"], read["patience"], settings.get("search")):
         read["test"] = Decimal("0.1")
+    others: dict[str, Any] = {name: settings.get(name) for name in _OTHERS}
     recipe = Recipe(
         **read,
         columns=_columns(task, given.get("columns")),
         adapter=settings.get(method),
-        **{name: settings.get(name) for name in _OTHERS},
+        **others,
     )
     check_combination(recipe)
     return recipe
