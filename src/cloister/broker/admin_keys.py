@@ -1,4 +1,4 @@
-"""HTTP for the owner's keys, beside ``admin`` on the same Unix socket: ``/v1/keys``."""
+"""HTTP for the owner's keys, beside ``admin`` on the same Unix socket: ``/v1/keys``, and ``/v1/budgets``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,40 @@ from typing import Any
 
 from starlette.routing import Route
 
+from ..contracts import UNITS
 from ..errors import Misuse
 from ..fields import Fields
 from .admin import json_route
 from .assets import Assets
+from .budgets import Budgets
 from .config import Limits
 from .http import Call
 from .lifecycle import Lifecycle
 
-__all__ = ["key_routes"]
+__all__ = ["budget_routes", "key_routes"]
 
 _REASON = 500
 _VERSIONS = 400
+
+
+def budget_routes(budgets: Budgets, limits: Limits) -> list[Route]:
+    """``/v1/budgets``: the privacy budgets of datasets."""
+
+    def show(call: Call) -> Any:
+        name = call.query.get("name")
+        return {"budgets": budgets.listing()} if name is None else budgets.show(name)
+
+    def put(call: Call) -> Any:
+        f = Fields(call.body(), "privacy budget")
+        name, unit = f.asset("name"), f.optional_text("unit", limit=16)
+        epsilon, delta = f.optional_text("epsilon", limit=32), f.optional_text("delta", limit=32)
+        if unit is not None:
+            f.text("unit", choices=UNITS)
+        f.done()
+        return budgets.set(name, epsilon, delta, unit)
+
+    get, post = partial(json_route, "GET", limits=limits), partial(json_route, "POST", limits=limits)
+    return [get("/v1/budgets", show), post("/v1/budgets", put)]
 
 
 def key_routes(life: Lifecycle, assets: Assets, limits: Limits) -> list[Route]:

@@ -24,11 +24,12 @@ from ..crypto import Envelope, random_bytes
 from ..errors import CloisterError, Denied, Misuse, Untrusted
 from .core import Core
 from .knowledge import contract_change, instance_change
+from .privacy import reserve
 from .state import Change
 
 __all__ = ["Agreements", "Status"]
 
-_CLASSES = {"data": "dataset", "base": "model"}
+_CLASSES = {"data": "dataset", "base": "model", "program": "program", "general": "dataset"}
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,9 @@ class Agreements:
         signed = job_envelope(
             contract, own, Recipe.from_document(recipe), output, self._parties.signing, now=now, salt=salt
         )
-        check_job(contract, read_job(signed, contract), state)
+        job = read_job(signed, contract)
+        check_job(contract, job, state)
+        reserve(contract, job, own, self._knowledge.budgets(), admitted=False)  # told now, decided at the release
         return signed
 
     def sign_request(self, method: str, path: str, body: str | None, audience: str) -> str:

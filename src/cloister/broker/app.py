@@ -13,9 +13,10 @@ from ..attestation.guests import GuestJudge
 from ..contracts import Card
 from ..errors import Unavailable
 from .admin import admin_routes
-from .admin_keys import key_routes
+from .admin_keys import budget_routes, key_routes
 from .agreements import Agreements
 from .assets import Assets
+from .budgets import Budgets
 from .clock import Clock, steady_clock
 from .cloister_api import cloister_routes
 from .collateral_store import CollateralStore
@@ -90,6 +91,7 @@ class Broker:
         self.agreements = Agreements(self.core)
         self.heads = Heads(state, parties.pinned, clock, name=name, key=keys.receipt)
         self.policies = PolicyStore(ledger, name)
+        self.budgets = Budgets(assets, knowledge, ledger)
         self.measurements = Measurements(self.core)
         self.notices = Notices(self.core, self.agreements, learn=self.measurements.learn)
         self.warnings = [*_warnings(settings, confirmed), *opened.vault.warnings]
@@ -138,7 +140,8 @@ class Broker:
             *enrolment_routes(self.enrolments, limits),
             *trustee_routes(TrusteeKeys(self.core), limits),
         ]
-        return application([*admin, *keys, *trust])
+        budgets = budget_routes(self.budgets, limits)
+        return application([*admin, *keys, *budgets, *trust])
 
     def notes(self) -> list[str]:
         """What the owner should know now: of the way in which this broker runs, and of its keys."""

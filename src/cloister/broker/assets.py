@@ -159,8 +159,8 @@ class Assets:
     def _check_next(self, manifest: Manifest) -> None:
         self._check_name(manifest.name)
         newest = self.newest(manifest.name)
-        if manifest.contract is not None or manifest.asset_class not in ("dataset", "model"):
-            raise Denied("asset.class", "An owner seals datasets and models; outputs are sealed by workloads.")
+        if manifest.contract is not None or manifest.asset_class not in ("dataset", "model", "program"):
+            raise Denied("asset.class", "An owner seals datasets, models and programs; workloads seal outputs.")
         expected = (1, None) if newest is None else (newest["version"] + 1, bytes.fromhex(newest["digest"]))
         if (manifest.version, manifest.previous) != expected:
             raise Denied("asset.version", "The manifest is not of the next version; ask for it again and reseal.")

@@ -10,7 +10,7 @@ leaves out what nothing has changed for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..attestation import Claims, ReferenceValues, appraise
 from ..attestation.appraisal import check_placement
@@ -28,6 +28,7 @@ from ..contracts import (
 from ..contracts.releases import approved_releases, read_approval
 from ..crypto import Envelope, constant_time_equal
 from ..errors import Denied, Malformed, Untrusted
+from .privacy import Budget, reserve
 
 __all__ = [
     "Instance",
@@ -112,7 +113,8 @@ class Standing:
     its own assets' newest digest by name; ``shredded``: those whose key was destroyed; ``ends``: until when (unix
     seconds) its owner keeps each. ``witnessed``: at start, somebody outside confirmed that its log had not been rolled
     back. ``policy``: its owner's appraisal policy; ``revoked``: measurements of workloads or agents (hex) that its
-    owner no longer serves; ``approvals``: what parties of the contract have approved of later releases."""
+    owner no longer serves; ``approvals``: what parties of the contract have approved of later releases; ``budgets``:
+    the privacy budgets of its datasets, by name."""
 
     owner: str
     state: ContractState
@@ -126,6 +128,7 @@ class Standing:
     policy: AppraisalPolicy = DEFAULT_POLICY
     revoked: frozenset[str] = frozenset()
     approvals: tuple[Envelope, ...] = ()
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
 
 
 def reference_values(contract: Contract, approvals: Iterable[Envelope] = ()) -> ReferenceValues:
@@ -166,12 +169,13 @@ def decide_knock(request: Request, standing: Standing, *, now: int) -> None:
             raise Malformed("status.twice", "A request carries two status statements of one party; send one of each.")
         fresh.add(party)
     check_statements(contract, fresh | {standing.owner})
-    # 5. The recipe, the budget, and whether this run may begin, go on or renew.
+    # 5. The recipe, the budgets, and whether this run may begin, go on or renew.
     if standing.owner not in contract.owners():
         raise Denied("contract.owner", "This broker's party owns nothing in this contract.")
     check_job(contract, request.job, standing.state)
     check_trustee_terms(contract, request.job, now=now)
-    if standing.shredded & {request.job.data, request.job.base}:
+    reserve(contract, request.job, standing.owner, standing.budgets, admitted=standing.job is not None)
+    if standing.shredded & {*request.job.assets}:
         # Whatever the run holds already: it gets no further key and no further lease.
         raise Denied("asset.shredded", "The key of an asset of this job was destroyed for good; name its next version.")
     _check_purpose(request, standing, now=now)
@@ -297,7 +301,7 @@ def _check_resource(request: Request, standing: Standing, resource: Resource, *,
     if resource.kind == "state-share":
         return  # every owner's share is part of the key of every run under the contract
     asset = request.contract.asset(resource.digest)
-    if resource.digest not in (request.job.data, request.job.base):
+    if resource.digest not in request.job.assets:
         raise Denied("job.asset", "The job does not use this asset.")
     if asset.owner != standing.owner:
         raise Denied("asset.owner", "This broker holds the keys of its own party's assets only.")

@@ -14,12 +14,14 @@ from .decision import Instance, JobRecord, Lease, Standing
 from .lookups import Mark
 from .party import Parties
 from .policy_store import current_policy, revoked_measurements, stored_approvals
+from .privacy import Budget, budgets_text, read_budgets
 from .state import Change, Row, State
 
-__all__ = ["Knowledge", "contract_change", "instance_change", "job_change"]
+__all__ = ["Knowledge", "budgets_change", "contract_change", "instance_change", "job_change"]
 
 
 _MOST_KNOWN: Final = 256
+_BUDGETS: Final = "privacy-budgets"  # the fact that holds all of them: one row, changed in a turn
 _GENERAL: Final = frozenset({"assets", "facts", "pins"})  # the tables that ``_General`` is read from
 
 
@@ -35,6 +37,7 @@ class _General:
     ends: Mapping[bytes, int]
     policy: AppraisalPolicy
     revoked: frozenset[str]
+    budgets: Mapping[str, Budget]
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class Knowledge:
             ends={bytes.fromhex(row["digest"]): int(row["keep_until"]) for row in assets},
             policy=current_policy(self._state),
             revoked=frozenset(revoked_measurements(self._state)),
+            budgets=self.budgets(),
         )
 
     def _standing(self, contract: Contract, job: bytes, instance: bytes, general: _General) -> Standing:
@@ -149,7 +153,13 @@ class Knowledge:
             policy=general.policy,
             revoked=general.revoked,
             approvals=stored_approvals(self._state, contract.digest),
+            budgets=general.budgets,
         )
+
+    def budgets(self) -> Mapping[str, Budget]:
+        """The privacy budgets of the own datasets, by name."""
+        row = self._state.row("facts", name=_BUDGETS)
+        return {} if row is None else read_budgets(row["value"])
 
     def job(self, digest: bytes) -> JobRecord | None:
         row = self._state.row("jobs", digest=digest.hex())
@@ -173,7 +183,7 @@ class Knowledge:
         return [_instance(row) for row in self._state.rows("instances", **where)]
 
     def job_assets(self, job: bytes) -> frozenset[bytes] | None:
-        """Digests of the data and the model of an admitted run; None where that can't be told."""
+        """Digests of the assets of an admitted run; None where that can't be told."""
         known = self._used.get(job.hex())
         if known is not None:
             return known
@@ -185,7 +195,7 @@ class Knowledge:
             read = read_job(Envelope.from_bytes(row["envelope"].encode()), contract)
         except CloisterError:
             return None
-        return self._used.setdefault(job.hex(), frozenset((read.data, read.base)))
+        return self._used.setdefault(job.hex(), frozenset(read.assets))
 
     def used_names(self, names: Collection[str], *, beside: Collection[bytes] | None = None) -> set[str]:
         """Those of ``names`` that admitted runs used, or used together with an asset ``beside`` (digests): all, if what
@@ -242,6 +252,10 @@ def instance_change(known: Instance) -> Change:
         "cut": int(known.cut),
     }
     return Change("instances", row)
+
+
+def budgets_change(budgets: Mapping[str, Budget]) -> Change:
+    return Change("facts", {"name": _BUDGETS, "value": budgets_text(budgets)})
 
 
 def job_change(contract: bytes, job: JobRecord) -> Change:

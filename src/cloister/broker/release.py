@@ -31,7 +31,8 @@ from .decision import (
 from .init_data import check_shown
 from .judging import Judges
 from .kbs_request import Attestation, Knock, read_attestation, read_knock, resource_named, sent_nonce
-from .knowledge import contract_change, instance_change, job_change
+from .knowledge import budgets_change, contract_change, instance_change, job_change
+from .privacy import left_words, reserve
 from .rates import RATE_CODES, Rates, too_many
 from .release_words import names_of, newest_checkpoint, release_details
 from .rootkeys import check_shares
@@ -240,6 +241,12 @@ class KeyReleases:
             now, standing, lease = self._decide(session, attested, resource)
             details = self._details(session, attested, resource, lease)
             changes = core.ledger.state.glance(lambda: self._changes(request, standing, lease))
+            known = standing.job is not None
+            charge = reserve(request.contract, request.job, standing.owner, standing.budgets, admitted=known)
+            if charge is not None:
+                # In the change that admits the run: there is neither without the other, and no run is charged twice.
+                changes.append(budgets_change({**standing.budgets, charge.name: charge.after}))
+                details |= charge.details()
             # 6. In the log, durable, and its inclusion proof verified, before any key is touched.
             receipt = core.ledger.commit("key.released", target=resource.digest.hex(), details=details, changes=changes)
         if request.contract.platform.witness_quorum:
@@ -312,7 +319,10 @@ class KeyReleases:
             # For the owner, whose log this is. Nobody else is told why.
             details = {
                 **details,
-                "shredded_because": self._core.assets.shredded_because(request.job.data, request.job.base),
+                "shredded_because": self._core.assets.shredded_because(*request.job.assets),
             }
+        if request is not None and refusal.code == "privacy.budget":
+            name, budgets = request.job.recipe.data, self._core.knowledge.budgets()
+            details = {**details, **(left_words(name, budgets[name]) if name in budgets else {})}
         about = (request.contract.digest, stage) if request is not None and stage is not None else None
         self._core.ledger.refuse(kind, refusal, target=target, details=details, about=about)
