@@ -19,8 +19,8 @@ from typing import Any
 from tests.e2e.story import Run, Story, until
 
 __all__ = [
-    "Wire", "address", "as_user", "broker_pid", "catalogue", "frozen", "kill_broker", "node_pid", "node_socket",
-    "replaced", "workload_pid",
+    "Wire", "address", "as_user", "broker_pid", "catalogue", "children", "frozen", "kill_broker", "node_pid",
+    "node_socket", "replaced", "workload_pid",
 ]  # fmt: skip
 
 
@@ -76,9 +76,14 @@ def workload_pid(story: Story) -> int | None:
     agent = node_pid(story)
     for pid in _processes():
         words = _command(pid)
-        if words.startswith("/usr/bin/python3 ") and "cloister.workload" in words and _below(pid, agent):
+        if words.startswith("/usr/bin/python3 ") and "-m cloister.workload " in words and _below(pid, agent):
             return pid
     return None
+
+
+def children(pid: int, module: str) -> list[int]:
+    """Processes that ``pid`` started and that run this module."""
+    return [child for child in _processes() if _parent(child) == pid and f" -m {module} " in _command(child)]
 
 
 def kill_broker(story: Story, party: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from cloister.crypto import canonical_json
 from cloister.errors import Misuse, Unavailable
-from cloister.node import Limits, SandboxSpec, launch_spec, profile, seccomp, workload_argv
+from cloister.node import Limits, SandboxSpec, launch_spec, launcher, profile, seccomp, workload_argv
 
 ASSET = "/assets/" + "0f" * 32
 
@@ -68,8 +70,32 @@ def test_what_decides_what_runs_is_measured(changes: dict[str, Any]) -> None:
 
 def test_the_filter_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     before = launch_spec(_spec())
-    monkeypatch.setattr(seccomp, "programs", lambda: (b"a", b"b"))
+    monkeypatch.setattr(seccomp, "programs", lambda loopback: (b"a", b"b"))
     assert launch_spec(_spec()) != before
+
+
+def test_both_filters_are_measured_whichever_a_sandbox_gets() -> None:
+    assert launch_spec(_spec(loopback=True)) == launch_spec(_spec())
+    measured = launch_spec(_spec())["seccomp"]
+    assert isinstance(measured, dict)
+    assert measured["digest"] == seccomp.seccomp_digest().hex()
+    assert measured["several-processes"] == seccomp.seccomp_digest(loopback=True).hex() != measured["digest"]
+
+
+@pytest.mark.parametrize(("processes", "loopback"), [(1, False), (2, True)])
+def test_only_a_job_of_several_processes_gets_the_wider_filter(
+    processes: int, loopback: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    specs: list[SandboxSpec] = []
+    monkeypatch.setattr(launcher, "image_measurement", lambda image: b"m" * 32)
+    monkeypatch.setattr(launcher, "SocketServer", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(launcher, "start_sandbox", lambda spec: contextlib.nullcontext(specs.append(spec)))
+    order: Any = MagicMock(folder=tmp_path, assets={}, instance=b"i" * 16, purpose="release")
+    order.contract.envelope.to_bytes.return_value = order.job.envelope.to_bytes.return_value = b"{}"
+    order.job.recipe.processes = processes
+    with launcher.Launcher(tmp_path, MagicMock(tee="sample"))(order):
+        pass
+    assert [spec.loopback for spec in specs] == [loopback]
 
 
 def test_python_is_started_isolated() -> None:

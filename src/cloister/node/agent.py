@@ -130,7 +130,7 @@ class Agent:
         folder = self._jobs / job.digest.hex()
         (folder / "out" / "checkpoints").mkdir(parents=True, exist_ok=True)
         with watch.measure("download"):
-            for digest in (job.data, job.base):
+            for digest in job.assets:
                 _until_heard(lambda d=digest: self._control.download(d.hex(), self._cache))  # type: ignore[misc]
         # Only a run that brokers admitted leaves a checkpoint: this agent was itself restarted in the middle of it.
         watch.admitted = any((folder / "out" / "checkpoints").iterdir())
@@ -166,7 +166,7 @@ class Agent:
                 # Before any key came there is nothing to resume: brokers know no such run yet.
                 purpose="resume" if watch.admitted else "release",
                 folder=folder,
-                assets={d.hex(): self._cache / d.hex() for d in (job.data, job.base)},
+                assets={d.hex(): self._cache / d.hex() for d in job.assets},
                 directory=directory,
                 on_event=watch,
             )

@@ -82,9 +82,10 @@ def _popen(command: list[str], keep: tuple[int, ...], ids: tuple[int, int], out:
     )
 
 
-def start(ids: tuple[int, int], pipes: Pipes, argv: tuple[str, ...], out: int) -> Process:
-    """Start bwrap as the user and group ``ids``; the descriptors that it took over are closed here."""
-    with seccomp_fds() as programs:
+def start(ids: tuple[int, int], pipes: Pipes, argv: tuple[str, ...], out: int, *, loopback: bool = False) -> Process:
+    """Start bwrap as the user and group ``ids``; the descriptors that it took over are closed here. ``loopback``: see
+    ``SandboxSpec``."""
+    with seccomp_fds(loopback) as programs:
         options = ["--args", str(pipes.arguments), "--info-fd", str(pipes.info_write), "--block-fd", str(pipes.go_read)]
         for fd in programs:
             options += ["--add-seccomp-fd", str(fd)]

@@ -157,7 +157,7 @@ def _trusted_files() -> Iterator[tuple[str, Path]]:
     for path in sorted((*top, *below)):
         relative = path.relative_to(package)
         wanted = relative.as_posix() not in _WITHOUT and "/".join(relative.parts[:2]) not in _WITHOUT
-        if wanted and path.suffix in (".py", ".typed", ".json", ".pem"):
+        if wanted and path.suffix in (".py", ".typed", ".json", ".pem", ".txt"):
             yield f"{LIBRARY[1:]}/cloister/{relative}", path
 
 

@@ -65,6 +65,7 @@ class Launcher:
                     rw_binds={"/out": launch.folder / "out"},
                     socket_path=socket_path,
                     run_as=self._run_as,
+                    loopback=launch.job.recipe.processes > 1,
                 )
                 with start_sandbox(spec) as sandbox:
                     yield sandbox

@@ -68,6 +68,7 @@ class SandboxSpec:
 
     ``ro_binds``: /job and /assets/<64 hex digits>. ``rw_binds``: /out. ``env`` is laid over ``DEFAULT_ENV``.
     ``run_as``: (user, group) to start as, for a caller that is root; otherwise the caller's own.
+    ``loopback``: its processes may speak TCP with each other, on the loopback of the sandbox's own network.
     """
 
     image: Path
@@ -78,6 +79,7 @@ class SandboxSpec:
     socket_path: Path | None = None
     limits: Limits = field(default_factory=Limits)
     run_as: tuple[int, int] | None = None
+    loopback: bool = False
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0].startswith("/"):
@@ -101,7 +103,8 @@ def launch_spec(spec: SandboxSpec) -> dict[str, object]:
     """The measured part: everything that decides what runs and how it is confined, and no path of the host.
 
     Canonical-JSON-able. The digests of assets don't enter: one measurement serves all jobs, and the workload
-    checks every asset against the contract itself.
+    checks every asset against the contract itself. For the same reason both filters enter, whichever this sandbox gets:
+    the launcher takes the second one for a job whose signed recipe wants several processes, and for no other.
     """
     return {
         "profile": SANDBOX_PROFILE,
@@ -112,7 +115,11 @@ def launch_spec(spec: SandboxSpec) -> dict[str, object]:
         "nested-user-namespaces": False,
         "capabilities": [],
         "core-dumps": False,
-        "seccomp": {"profile": SECCOMP_PROFILE, "digest": seccomp_digest().hex()},
+        "seccomp": {
+            "profile": SECCOMP_PROFILE,
+            "digest": seccomp_digest().hex(),
+            "several-processes": seccomp_digest(loopback=True).hex(),
+        },
         "mounts": {
             "image": ["/"],
             "read-only": ["/job", "/assets/*"],

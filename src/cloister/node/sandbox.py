@@ -214,7 +214,7 @@ def _run(spec: SandboxSpec, ids: tuple[int, int], log: Path | None) -> Sandbox:
     pipes = Pipes(bubblewrap_arguments(spec))
     try:
         with _output(log) as out:
-            monitor = start(ids, pipes, spec.argv, out)
+            monitor = start(ids, pipes, spec.argv, out, loopback=spec.loopback)
         sandbox = _build(spec, ids, pipes, monitor)
         if sandbox is None:
             await_end(monitor)

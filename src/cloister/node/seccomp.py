@@ -7,6 +7,10 @@ The kernel runs both and takes the stricter answer:
 2. *deny*: what could reach the kernel's attack surface, other processes or the host is EPERM, by name or by
    argument (new namespaces in ``clone``, socket families other than AF_UNIX, pushing keys into a terminal).
 
+Processes that train together exchange gradients over TCP: for them alone there is a second *deny*, ``loopback``. It
+lets through plain TCP over IPv4, and the one kind of netlink that lists a network's interfaces. Where to is not for the
+filter to say, because it can't see addresses: the sandbox's own network has no interface but loopback.
+
 Two programs, because one libseccomp program can't say "every value of this argument but one" about the low
 32 bits that the kernel reads, and a comparison of all 64 bits could be dodged with a high bit.
 Source of the lists: seccomp(2), clone(2), ioctl_tty(2) and the kernel's system-call tables.
@@ -30,7 +34,10 @@ __all__ = ["ALLOWED", "DENIED", "SECCOMP_PROFILE", "programs", "seccomp_digest",
 
 SECCOMP_PROFILE = "cloister/seccomp/v1"
 
-_AF_UNIX = 1
+_AF_UNIX, _AF_INET, _AF_NETLINK = 1, 2, 16
+_SOCK_STREAM, _SOCK_TYPES = 1, 0xF  # the low four bits are the type, those above are flags
+_TCP, _TCP_ULP = 6, 31  # TCP_ULP puts another protocol's code, and perhaps a newly loaded module, over a connection
+_NETLINK_ROUTE = 0
 _LOW_32 = 0xFFFFFFFF
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # type into, or paste into, the controlling terminal
 # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET. (NEWTIME exists only for clone3 and unshare.)
@@ -128,45 +135,71 @@ def _allow_program(lib: Any) -> bytes:
     return _export(program)
 
 
-def _deny_program(lib: Any) -> bytes:
+def _refuse_sockets(program: Any, lib: Any, refuse: Any, *, loopback: bool) -> None:
+    """All families but AF_UNIX. With ``loopback`` also let through: AF_INET for TCP, AF_NETLINK for NETLINK_ROUTE.
+
+    Everything else is named or is above the highest number that may be, so that a high bit, which the kernel doesn't
+    read, makes it refused too.
+    """
+    program.add_rule(refuse, "socketpair", lib.Arg(0, lib.NE, _AF_UNIX))
+    if not loopback:
+        program.add_rule(refuse, "socket", lib.Arg(0, lib.NE, _AF_UNIX))
+        return
+    for family in set(range(_AF_NETLINK)) - {_AF_UNIX, _AF_INET}:
+        program.add_rule(refuse, "socket", lib.Arg(0, lib.EQ, family))
+    program.add_rule(refuse, "socket", lib.Arg(0, lib.GT, _AF_NETLINK))
+    inet = lib.Arg(0, lib.EQ, _AF_INET)
+    for kind in set(range(_SOCK_TYPES + 1)) - {_SOCK_STREAM}:
+        program.add_rule(refuse, "socket", inet, lib.Arg(1, lib.MASKED_EQ, _SOCK_TYPES, kind))
+    for protocol in set(range(_TCP)) - {0}:
+        program.add_rule(refuse, "socket", inet, lib.Arg(2, lib.EQ, protocol))
+    program.add_rule(refuse, "socket", inet, lib.Arg(2, lib.GT, _TCP))
+    program.add_rule(refuse, "socket", lib.Arg(0, lib.EQ, _AF_NETLINK), lib.Arg(2, lib.NE, _NETLINK_ROUTE))
+    program.add_rule(
+        refuse, "setsockopt", lib.Arg(1, lib.MASKED_EQ, _LOW_32, _TCP), lib.Arg(2, lib.MASKED_EQ, _LOW_32, _TCP_ULP)
+    )
+
+
+def _deny_program(lib: Any, *, loopback: bool) -> bytes:
     program, refuse = lib.SyscallFilter(lib.ALLOW), lib.ERRNO(errno.EPERM)
     for name in _known(lib, DENIED):
         program.add_rule(refuse, name)
     for flag in _CLONE_NEW:
         program.add_rule(refuse, "clone", lib.Arg(0, lib.MASKED_EQ, flag, flag))
-    for name in ("socket", "socketpair"):
-        program.add_rule(refuse, name, lib.Arg(0, lib.NE, _AF_UNIX))
+    _refuse_sockets(program, lib, refuse, loopback=loopback)
     for request in (_TIOCSTI, _TIOCLINUX):
         program.add_rule(refuse, "ioctl", lib.Arg(1, lib.MASKED_EQ, _LOW_32, request))
     return _export(program)
 
 
-@lru_cache(maxsize=1)
-def programs() -> tuple[bytes, bytes]:
+@lru_cache(maxsize=2)
+def programs(loopback: bool = False) -> tuple[bytes, bytes]:
     """The (allow, deny) BPF programs for this machine's architecture; the same bytes for the same libseccomp.
+
+    ``loopback``: those for processes that train together.
 
     Calls of any other architecture (32-bit, x32) kill the process: libseccomp's default for a bad architecture.
     Raises Unavailable where libseccomp is missing.
     """
     lib = _library()
-    return _allow_program(lib), _deny_program(lib)
+    return _allow_program(lib), _deny_program(lib, loopback=loopback)
 
 
-def seccomp_digest() -> bytes:
+def seccomp_digest(loopback: bool = False) -> bytes:
     """SHA-256 over profile name and both programs, 32 bytes: part of the launch specification."""
-    allow, deny = programs()
+    allow, deny = programs(loopback)
     return sha256(frame(SECCOMP_PROFILE, allow, deny))
 
 
 @contextlib.contextmanager
-def seccomp_fds() -> Iterator[tuple[int, int]]:
+def seccomp_fds(loopback: bool = False) -> Iterator[tuple[int, int]]:
     """Descriptors from which a launcher reads the programs, in the order in which it must install them.
 
     They are sealed memory, so nobody can change them between here and the kernel.
     """
     fds: list[int] = []
     try:
-        for program in programs():
+        for program in programs(loopback):
             fd = os.memfd_create("seccomp", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
             fds.append(fd)
             os.write(fd, program)
