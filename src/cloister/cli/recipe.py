@@ -1,4 +1,4 @@
-"""``recipe``: write one, check one, and what each key is for."""
+"""``recipe``: write one, have one advised, check one, and what each key is for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ __all__ = ["recipe"]
 recipe = typer.Typer(no_args_is_help=True, help="Recipes: what a run does, as data.")
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe.")]
+Base = Annotated[Path | None, typer.Option("--base", help="The base model's folder, of which config.json is read.")]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="Memory of the machine that trains, such as 16GiB; this machine's.")
+]
+Cores = Annotated[int | None, typer.Option("--cores", help="Its processor cores; this machine's.")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="It trains on a GPU; --memory is then that of the GPU.")]
 _HEAD = "# What a run does. 'cloister recipe explain' says what each key is for; what is left out has a tried default."
 
 
@@ -29,14 +35,7 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a recipe to start from. An existing file is left alone."""
-    text = f"{_HEAD}\n{operations.recipe_draft(task, method)}"
-    try:
-        with file.open("x") as out:
-            out.write(text)
-    except FileExistsError:
-        raise Misuse("recipe.exists", f"{file} exists already; name another file.") from None
-    except OSError:
-        raise Misuse("file.write", f"The file {file} can't be written; name another.") from None
+    _write_new(file, f"{_HEAD}\n{operations.recipe_draft(task, method)}")
     result({"file": str(file), "task": task}, [f"Wrote {file}; put in the names of your assets."], as_json=as_json)
 
 
@@ -45,21 +44,69 @@ def check(
     file: RecipeFile = Path("recipe.yaml"),
     tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="The base's folder, for --sample.")] = None,
     sample: Annotated[Path | None, typer.Option("--sample", help="Rows (JSONL) to show the learned tokens of.")] = None,
+    base: Base = None,
+    rows: Annotated[
+        str | None, typer.Option("--rows", help="The rows (JSONL or CSV), or how many there are, for the forecast.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", help="With a number of rows: tokens of an ordinary one.")] = 0,
+    memory: Memory = None,
+    cores: Cores = None,
+    gpu: Gpu = False,
+    licence: Annotated[str, typer.Option("--licence", help="SPDX identifiers of data and base, with commas.")] = "",
+    purpose: Annotated[str | None, typer.Option("--purpose", help="What for: commercial or research.")] = None,
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe with the same code that brokers use, and show it with every default written out. With a sample:
-    show for each token of its rows whether it is learned."""
-    recipe = operations.check_recipe(read_file(file), changes or ())
+    """Check a recipe with the same code that brokers use, and show it with every default written out. With --base:
+    forecast memory and time, before any key is asked for. Warnings tell what speaks against it. With a sample: show for
+    each token of its rows whether it is learned."""
+    source = read_file(file)
+    recipe = operations.check_recipe(source, changes or ())
     if (tokenizer is None) != (sample is None):
         raise Misuse("recipe.sample", "Give --tokenizer and --sample together.")
     if tokenizer is not None and sample is not None:
         found = operations.sample_tokens(recipe, tokenizer, sample)
         result({"rows": found, "valid": True}, [_marked(row) for row in found], as_json=as_json)
         return
+    examined = operations.examine_recipe(
+        source,
+        changes or (),
+        base=base,
+        rows=rows,
+        tokens=tokens,
+        machine=operations.describe_machine(memory, cores, gpu=gpu),
+        licences=[name.strip() for name in licence.split(",") if name.strip()],
+        purpose=purpose,
+    )
     document = recipe.to_document()
-    rows = [(key, _shown(value)) for key, value in sorted(document.items())]
-    result({"recipe": document, "valid": True}, ["The recipe is valid.", *columns(rows)], as_json=as_json)
+    shown = [(key, _shown(value)) for key, value in sorted(document.items())]
+    lines = ["The recipe is valid.", *columns(shown), *operations.forecast_lines(examined.forecast)]
+    for warned in examined.warnings:
+        lines.append(f"Warning: {warned.says}")
+    result({"recipe": document, "valid": True, **examined.document()}, lines, as_json=as_json)
+
+
+@recipe.command("advise")
+def advise(
+    task: Annotated[str, typer.Option("--task", help="What the model is to do.")],
+    rows: Annotated[int, typer.Option("--rows", help="How many rows there are.")],
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens of an ordinary row; words and a third.")],
+    base: Annotated[Path, typer.Option("--base", help="The base model's folder, of which config.json is read.")],
+    memory: Memory = None,
+    cores: Cores = None,
+    gpu: Gpu = False,
+    deadline: Annotated[str | None, typer.Option("--deadline", help="When it must be done: 90m, 8h or 2d.")] = None,
+    regulation: Annotated[str, typer.Option("--regulation", help="hipaa, glba, pci or none.")] = "none",
+    file: Annotated[Path | None, typer.Option("--out", help="Write the draft to this file, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Propose a method and its settings, each with its reason, as a recipe to begin with."""
+    machine = operations.describe_machine(memory, cores, gpu=gpu)
+    advice = operations.advise_recipe(task, rows, tokens, base, machine, deadline=deadline, regulation=regulation)
+    if file is not None:
+        _write_new(file, advice.text)
+    lines = [*advice.text.splitlines(), *(f"# {line}" for line in operations.forecast_lines(advice.forecast))]
+    result(advice.document(), lines, as_json=as_json)
 
 
 @recipe.command("explain")
@@ -77,6 +124,16 @@ def explain(
 def schema() -> None:
     """Print the JSON schema of a recipe, for editors and other programs."""
     print(json.dumps(operations.recipe_schema(), indent=2, sort_keys=True))
+
+
+def _write_new(file: Path, text: str) -> None:
+    try:
+        with file.open("x") as out:
+            out.write(text)
+    except FileExistsError:
+        raise Misuse("recipe.exists", f"{file} exists already; name another file.") from None
+    except OSError:
+        raise Misuse("file.write", f"The file {file} can't be written; name another.") from None
 
 
 def _marked(row: list[dict[str, Any]]) -> str:
