@@ -128,6 +128,22 @@ def show(reference: Reference, party: As = None, home: HomeFolder = None, as_jso
     result(_plain(found), columns(rows), as_json=as_json)
 
 
+@job.command("plot")
+def plot(
+    reference: Reference,
+    to: Annotated[Path, typer.Option("--to", help="The PNG to write.")],
+    party: As = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Draw what a job told while it ran: as much as its contract lets out. Its sealed output holds the whole curves."""
+    with at_home(home) as place:
+        client = place.control(place.choose(party))
+        digest = str(operations.find_job(client, reference)["digest"])
+        operations.write_file(to, operations.plot_job(client, digest))
+    result({"job": digest, "file": str(to)}, [f"Drawn: {to}"], as_json=as_json)
+
+
 @job.command("cancel")
 def cancel(reference: Reference, party: As = None, home: HomeFolder = None, as_json: Json = False) -> None:
     """Stop a job. Any party of its contract may."""
