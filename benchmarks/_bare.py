@@ -85,7 +85,7 @@ def _train(order: dict[str, Any]) -> dict[str, Any]:
     from cloister.workload.pipeline import Inputs, train_and_evaluate
 
     data, base = (Folder.of(Path(order[name])) for name in ("data", "base"))
-    inputs = Inputs(parse_recipe(order["recipe"]), data, base, ())
+    inputs = Inputs(parse_recipe(order["recipe"]), data, base, (), "00")
     with tempfile.TemporaryDirectory() as folder:
         sink = _PlainCheckpoints(Path(folder))
         outcome = train_and_evaluate(inputs, sink=sink, progress=_Unwatched(), lease=_Unwatched())

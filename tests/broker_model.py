@@ -35,10 +35,11 @@ class Deal:
 
 @dataclass(frozen=True)
 class Run:
-    """A job under a deal."""
+    """A job under a deal. ``epsilon``: what it may spend at worst; 0: it is trained without privacy."""
 
     number: int
     deal: Deal = field(compare=False)
+    epsilon: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Book:
     checkpoints: dict[int, int] = field(default_factory=dict)  # run -> step
     newest: int = 1
     shredded: set[int] = field(default_factory=set)
+    budget: int | None = None  # epsilon that runs on the own data may spend together
+    spent: int = 0
     released: int = 0  # entries of released keys that the log must have
 
     def tick(self, machine: int) -> None:
@@ -147,9 +150,15 @@ class Book:
         return bad | ({"status.missing"} if set(PARTIES) - {self.name, *heard} else set())
 
     def unaffordable(self, run: Run) -> set[str]:
-        """5: the budget of runs."""
+        """5: the budget of runs, and the owner's privacy budget."""
         admitted = self.admitted.get(run.deal.number, [])
-        return {"budget.runs"} if run.number not in admitted and len(admitted) >= run.deal.runs else set()
+        fresh = run.number not in admitted
+        bad = {"budget.runs"} if fresh and len(admitted) >= run.deal.runs else set()
+        if self.budget is None:
+            return bad
+        if not run.epsilon:
+            return bad | {"privacy.required"}
+        return bad | ({"privacy.budget"} if fresh and self.spent + run.epsilon > self.budget else set())
 
     def dead(self, instance: Instance) -> set[str]:
         bad = {"lease.cut"} if instance.cut else set()
@@ -244,6 +253,7 @@ class Book:
         runs = self.admitted.setdefault(run.deal.number, [])
         if run.number not in runs:
             runs.append(run.number)
+            self.spent += run.epsilon
         if number not in self.instances:
             for other, known in self.instances.items():
                 if known.run.number == run.number:

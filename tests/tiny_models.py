@@ -15,7 +15,7 @@ WORDS = [
 ]  # fmt: skip
 
 
-def _tokenizer(special: list[str], begin: str | None) -> bytes:
+def _tokenizer(special: list[str], begin: str | None, end: str | None = None) -> bytes:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocab = {word: place for place, word in enumerate([*special, *WORDS])}
@@ -23,9 +23,11 @@ def _tokenizer(special: list[str], begin: str | None) -> bytes:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(special)
-    if begin is not None:
+    around = [token for token in (begin, end) if token is not None]
+    if around:
+        single = " ".join(token for token in (begin, "$A", end) if token is not None)
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, vocab[begin])]
+            single=single, special_tokens=[(token, vocab[token]) for token in around]
         )
     return tokenizer.to_str().encode()
 
@@ -89,6 +91,52 @@ def tiny_llama(*, tied: bool = True) -> Mapping[str, bytes]:
         "tokenizer.json": _tokenizer(special, "<s>"),
         "tokenizer_config.json": _named(bos="<s>", eos="</s>", unk="[UNK]"),
         "generation_config.json": b'{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}',
+    }  # fmt: skip
+
+
+@cache
+def tiny_t5(*, tied: bool = True, kind: str = "t5") -> Mapping[str, bytes]:
+    """An encoder-decoder of two layers and one, whose heads are wider than the model. ``tied`` False: as T5 v1.1."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    special = ["<pad>", "</s>", "[UNK]"]
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(special) + len(WORDS), d_model=32, d_kv=12, d_ff=48, num_layers=2, num_decoder_layers=1,
+        num_heads=4, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, tie_word_embeddings=tied,
+        feed_forward_proj="relu" if tied else "gated-gelu",
+    )  # fmt: skip
+    torch.manual_seed(3)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    if not tied:  # the library ties what is made anew, and leaves files alone that hold both
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    return {
+        "config.json": json.dumps({**config.to_dict(), "tie_word_embeddings": tied}).encode(),
+        "model.safetensors": _weights(model),
+        "tokenizer.json": _tokenizer(special, None, "</s>"),
+        "tokenizer_config.json": _named(pad="<pad>", eos="</s>", unk="[UNK]"),
+        "generation_config.json": b'{"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}',
+    }  # fmt: skip
+
+
+@cache
+def tiny_bart() -> Mapping[str, bytes]:
+    """An encoder-decoder whose texts have a begin and an end token, saved without its head as the hub's are."""
+    import torch
+    from transformers import BartConfig, BartModel
+
+    special = ["<s>", "<pad>", "</s>", "[UNK]"]
+    config = BartConfig(
+        vocab_size=len(special) + len(WORDS), d_model=32, encoder_layers=2, decoder_layers=1, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, encoder_attention_heads=4, decoder_attention_heads=2, max_position_embeddings=40,
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    return {
+        "config.json": json.dumps(config.to_dict()).encode(),
+        "model.safetensors": _weights(BartModel(config)),
+        "tokenizer.json": _tokenizer(special, "<s>", "</s>"),
+        "tokenizer_config.json": _named(bos="<s>", pad="<pad>", eos="</s>", unk="[UNK]"),
     }  # fmt: skip
 
 

@@ -138,6 +138,8 @@ def _untrained() -> types.ModuleType:
         data: Any
         base: Any
         gates: Any
+        run: Any
+        general: Any
 
     @dataclass
     class Outcome:

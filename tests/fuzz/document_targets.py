@@ -191,7 +191,9 @@ def _contracts() -> list[Target]:
 def _stock_contract() -> Iterable[bytes]:
     entry = {"address": "kbs.example:8080", "repository": "cloister", "tls_pin": "ab" * 32, "unbound": True}
     platform = {**bundles.contract_fields()["platform"], "stock_guests": True}
-    return [bundles.make_contract(platform=platform, trustees={"lab": entry}).envelope.payload]
+    privacy = {"max_delta": "0.00001", "max_epsilon": "8", "unit": "user"}
+    recipes = {**bundles.contract_fields()["recipes"], "privacy": privacy}
+    return [bundles.make_contract(platform=platform, recipes=recipes, trustees={"lab": entry}).envelope.payload]
 
 
 @cache

@@ -17,8 +17,11 @@ _FILES = "reads files; hostile ones are in tests/adversarial/test_hostile_inputs
 _WITHIN = "reached through the target of the document that holds it"
 _VERIFIED = "inside a vault's file: the target of that file goes through it"
 _DEVICE = "what a kernel, a store or a service gives; a reader of bytes, not of their form"
+_STATE = "a row of the broker's own state; a damaged one is refused whole"
 ELSEWHERE: Final[dict[str, str]] = {
     "cloister.audit.tiles.decode_hashes": "cuts bytes of an exact length into equal parts",
+    "cloister.broker.privacy.Budget.read": _STATE,
+    "cloister.broker.privacy.read_budgets": _STATE,
     "cloister.cli.passphrase.read_passphrase": _OWNER,
     "cloister.client.agreements.read_agreement": _WITHIN,
     "cloister.client.known.KnownContract.read": _WITHIN,
@@ -29,7 +32,9 @@ ELSEWHERE: Final[dict[str, str]] = {
     "cloister.contracts.contract.Gate.read": _WITHIN,
     "cloister.contracts.contract.Output.read": _WITHIN,
     "cloister.contracts.contract.Platform.read": _WITHIN,
-    "cloister.contracts.contract.RecipeRule.read": _WITHIN,
+    "cloister.contracts.forecast.shape.read_shape": _OWNER,
+    "cloister.contracts.rules.PrivacyRule.read": _WITHIN,
+    "cloister.contracts.rules.RecipeRule.read": _WITHIN,
     "cloister.contracts.trustees.TrusteeEntry.read": _WITHIN,
     "cloister.contracts.party.PartyKeys.read": _WITHIN,
     "cloister.contracts.recipe.recipe.Recipe.from_document": _WITHIN,
@@ -37,6 +42,7 @@ ELSEWHERE: Final[dict[str, str]] = {
     "cloister.contracts.recipe.fields.Choice.read": _WITHIN,
     "cloister.contracts.recipe.fields.Integer.read": _WITHIN,
     "cloister.contracts.recipe.fields.Number.read": _WITHIN,
+    "cloister.contracts.recipe.fields.Parameters.read": _WITHIN,
     "cloister.contracts.recipe.fields.Reader.read": _WITHIN,
     "cloister.contracts.recipe.fields.Targets.read": _WITHIN,
     "cloister.contracts.recipe.fields.Truth.read": _WITHIN,
@@ -53,5 +59,7 @@ ELSEWHERE: Final[dict[str, str]] = {
     "cloister.sealed.stores.bucket.FsspecBucket.read": _DEVICE,
     "cloister.sealed.stores.ports.Bucket.read": _DEVICE,
     "cloister.sealed.stores.s3.S3Bucket.read": _DEVICE,
+    "cloister.workload.script.interface.Folder.read": _DEVICE,
+    "cloister.workload.text.tokenizer.read_tokenizer": _FILES,
     "cloister.workload.training.tensors.read_tensors": _FILES,
 }

@@ -142,7 +142,7 @@ def test_the_kinds_that_others_rely_on() -> None:
         "contract.revoked", "attest.ok", "attest.refused", "key.released", "key.refused", "lease.renewed",
         "lease.refused", "checkpoint.recorded", "permit.issued", "permit.refused", "output.unwrapped",
         "broker.started", "state.recovered", "state.migrated",
-        "asset.opened", "asset.retained", "asset.held", "asset.unheld",
+        "asset.opened", "asset.retained", "asset.held", "asset.unheld", "budget.set",
         "asset.reencrypting", "asset.shredded", "asset.expired", "kek.rotation", "kek.rewrapped", "kek.destroyed",
         "kek.scheduled", "checkpoints.shredded", "vault.split", "vault.rekeyed", "vault.swept",
         "attester.enrolled", "attester.refused", "attester.removed",

@@ -178,7 +178,7 @@ class Lives(RuleBasedStateMachine):
             self.sign(name, 0)
         for name in PARTIES:
             self.store(name, 0)
-        self.submit(0)
+        self.submit(0, 1)
 
     @precondition(lambda self: self.deals)
     @rule(name=PARTY, pick=st.integers(0, 99), really=st.booleans())
@@ -226,15 +226,16 @@ class Lives(RuleBasedStateMachine):
     # Jobs and workloads.
 
     @precondition(lambda self: self.deals)
-    @rule(pick=st.integers(0, 99))
-    def submit(self, pick: int) -> None:
+    @rule(pick=st.integers(0, 99), epsilon=st.sampled_from([0, 1, 3]))
+    def submit(self, pick: int, epsilon: int) -> None:
         self.tick()
         deal, book = self.deals[-1 - pick % min(3, len(self.deals))], self.books["hospital"]
-        run = Run(len(self.runs), deal)
+        run = Run(len(self.runs), deal, epsilon)
+        recipe = recipe_document(**({"privacy": {"epsilon": str(epsilon)}} if epsilon else {}))
         contract = self.contracts[deal.number]
         bad = book.unkept(deal) | book.unaffordable(run)
         sign = self.party("hospital").broker.agreements.sign_job
-        envelope = self.attempt(bad, lambda: sign(contract.envelope, recipe_document(), OUTPUT))
+        envelope = self.attempt(bad, lambda: sign(contract.envelope, recipe, OUTPUT))
         if envelope is not None:
             self.runs.append(run)
             self.jobs.append(read_job(envelope, contract))
@@ -409,6 +410,14 @@ class Lives(RuleBasedStateMachine):
         if what == "card":
             self.tell(name)
 
+    @rule(epsilon=st.sampled_from([0, 3, 6, 40]), really=st.sampled_from([False, False, True]))
+    def limit(self, epsilon: int, really: bool) -> None:
+        """The hospital sets its privacy budget, perhaps under what is spent."""
+        self.tick()
+        if really:
+            self.party("hospital").broker.budgets.set(ASSETS["hospital"][0], str(epsilon), "1", None)
+            self.books["hospital"].budget = epsilon
+
     def shred(self, name: str) -> None:
         book, lifecycle = self.books[name], self.party(name).broker.lifecycle
         lifecycle.shredder.shred(ASSETS[name][0], None, "over")
@@ -504,6 +513,11 @@ class Lives(RuleBasedStateMachine):
             row = instances[self.workloads[number][1].instance.hex()]
             assert (row["sequence"], row["expires"], bool(row["cut"])) == (known.sequence, known.expires, known.cut)
         admitted = {run for runs in book.admitted.values() for run in runs}
+        if book.budget is not None:
+            kept = self.party(name).broker.budgets.listing()[ASSETS[name][0]]
+            private = [run for run in admitted if self.runs[run].epsilon]
+            assert (kept["spent_epsilon"], kept["runs"]) == (str(book.spent), len(private))
+            assert kept["unbounded"] == len(admitted) - len(private)
         assert {row["digest"] for row in state.rows("jobs")} == {self.jobs[run].digest.hex() for run in admitted}
 
 

@@ -25,7 +25,7 @@ VERIFIED = Verified(
     [
         ("text,label\nx,y\n", ["--schema", "a,b"], "is not the schema a,b"),
         ("", [], "is empty"),
-        ("text,label\nx,y\n", ["--class", "video"], "The class is dataset or model"),
+        ("text,label\nx,y\n", ["--class", "video"], "The class is dataset, model or program"),
         ("text,label\nx,y\n", ["--forms", "hologram"], "Forms are a list of"),
     ],
 )

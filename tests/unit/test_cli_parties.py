@@ -108,7 +108,7 @@ def test_a_recipe_from_nothing(run: Run, tmp_path: Path) -> None:
     assert run("recipe", "init").code == 0
     assert run("recipe", "init").code == 2, "an existing file is left alone"
     assert "must be an asset's name" in run("recipe", "check").err
-    for task, method in (("classification", "lora"), ("generation", "ptuning"), ("text", "scratch")):
+    for task, method in (("classification", "lora"), ("generation", "ptuning"), ("script", "script")):
         assert run("recipe", "init", f"{task}.yaml", "--task", task, "--method", method).code == 0
         path = tmp_path / f"{task}.yaml"
         path.write_text(path.read_text().replace("PARTY/DATASET", "hospital/rows").replace("PARTY/MODEL", "lab/base"))

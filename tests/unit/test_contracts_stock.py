@@ -161,12 +161,14 @@ def test_its_silence_is_known_and_nobody_elses_is_consent() -> None:
         check_statements(make_contract(), {"hospital"})
 
 
-@pytest.mark.parametrize(("steps", "fine"), [(0, True), (1, False), (100, False)])
-def test_nothing_holds_a_share_of_a_checkpoints_key(steps: int, fine: bool) -> None:
+@pytest.mark.parametrize(
+    ("steps", "minutes", "fine"), [(0, 0, True), (1, 0, False), (100, 0, False), (0, 5, False), (9, 5, False)]
+)
+def test_nothing_holds_a_share_of_a_checkpoints_key(steps: int, minutes: int, fine: bool) -> None:
     contract = contract_with(trustees={"lab": ENTRY})
     recipe = {
         "task": "classification", "method": "lora", "data": "hospital/queries", "base": "lab/minilm",
-        "columns": {"text": "text", "label": "category"}, "checkpoint_steps": steps,
+        "columns": {"text": "text", "label": "category"}, "checkpoint_steps": steps, "checkpoint_minutes": minutes,
     }  # fmt: skip
     envelope = job_envelope(
         contract, "hospital", parse_recipe(recipe), "hospital/queries-adapter", HOSPITAL.secret("signing"),

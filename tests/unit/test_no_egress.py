@@ -50,6 +50,7 @@ IDENTIFIERS = (
     "https://docs.nvidia.com/attestation/specs/",
     # Types and predicates of the formats that are written.
     "https://github.com/confidential-containers/kbs/errors/",
+    "https://json-schema.org/draft/",
     "https://in-toto.io/",
     "https://slsa.dev/",
     "https://cyclonedx.org/",
@@ -156,3 +157,10 @@ def test_addresses_in_the_code_are_identifiers() -> None:
         if not url.startswith(IDENTIFIERS)
     ]
     assert unknown == []
+
+
+def test_the_library_that_fetches_code_is_not_among_what_is_installed() -> None:
+    """bitsandbytes asks a hub for kernels, which are code, as soon as the package ``kernels`` is there."""
+    lock = (SOURCE.parents[1] / "requirements" / "lock.txt").read_text(encoding="utf-8")
+    assert re.search(r"^bitsandbytes==", lock, re.MULTILINE)
+    assert not re.search(r"^kernels==", lock, re.MULTILINE)

@@ -171,9 +171,12 @@ COLUMNS = {
     "embedding": {"query": "asked", "positive": "note"},
     "chat": {"messages": "note"},
     "preference": {"prompt": "note", "chosen": "good", "rejected": "bad"},
+    "script": {},
 }
 NOT_FROM_SCRATCH = ("classification", "multilabel", "extraction", "ranking", "embedding", "preference")
 IMPOSSIBLE = {(task, "scratch") for task in NOT_FROM_SCRATCH}
+IMPOSSIBLE |= {("script", method) for method in METHODS if method != "script"}
+IMPOSSIBLE |= {(task, "script") for task in TASKS if task != "script"}
 PAIRS = [(task, method) for task in TASKS for method in METHODS if (task, method) not in IMPOSSIBLE]
 OF_METHODS = [name for name, section in SECTIONS.items() if section.task is None and not section.optional]
 OPTIONAL = [name for name, section in SECTIONS.items() if section.optional]
@@ -207,7 +210,7 @@ def test_the_formats_page_names_every_key_and_default():
 def test_every_pair_of_task_and_method_has_one_canonical_document(task, method):
     recipe = written(task, method)
     assert Recipe.from_document(recipe.to_document()) == recipe
-    assert recipe.form == ("weights" if method in ("full", "scratch") else "adapter")
+    assert recipe.form == ("weights" if method in ("full", "scratch", "script") else "adapter")
     assert (method in recipe.to_document()) == (method in SECTIONS)
     assert not set(OPTIONAL) & set(recipe.to_document())
     assert ("dpo" in recipe.to_document()) == (task == "preference")
@@ -246,6 +249,10 @@ def test_where_validation_rows_choose_other_rows_are_told_of():
 @pytest.mark.parametrize(
     ("task", "method", "more", "reason"),
     [
+        ("script", "full", {}, "both to script"),
+        ("text", "script", {}, "both to script"),
+        ("script", "script", {"select": "best"}, "trains by itself"),
+        ("script", "script", {"privacy": {}}, "trains by itself"),
         ("text", "full", {"test": "0.1"}, "Nothing is chosen"),
         ("text", "full", {"replay": {}}, "general text"),
         ("text", "prefix", {"gradient_checkpointing": True}, "Prefix tuning"),

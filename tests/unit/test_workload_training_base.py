@@ -162,7 +162,7 @@ def test_trainer_hooks_still_exist_in_the_library():
 
     from cloister.workload.training.trainer import SealedTrainer
 
-    own = {"train_sealed", "_resume", "_state", "_prepare_checkpoints"}
+    own = {"train_sealed", "facts", "_autocast", "_resume", "_state", "_prepare_checkpoints"}
     defined = {n for n, v in vars(SealedTrainer).items() if callable(v) and n != "__init__"}
     hooks = defined - own
     assert {"_inner_training_loop", "_save", "_save_checkpoint", "_load_rng_state"} <= hooks <= set(dir(Trainer))

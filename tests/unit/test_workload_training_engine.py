@@ -46,7 +46,8 @@ def test_classification_learns_and_reports(recipe):
     assert result.timings.train_seconds > 0
     steps = [r for r in recorder.reports if r[0] == "train"]
     assert steps[0][1:3] == (1, 28)
-    assert set(steps[0][3]) == {"loss", "learning_rate", "gradient_norm"}
+    paces = {"tokens_per_second", "eta_seconds", "memory"}
+    assert set(steps[0][3]) == {"loss", "learning_rate", "gradient_norm", *paces}
     assert all("." in text for _, _, _, values in steps for text in values.values())
     assert recorder.checks > 28
 

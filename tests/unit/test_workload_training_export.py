@@ -14,7 +14,7 @@ from cloister.workload.data import column_forms, read_table
 from cloister.workload.training import export_files, load_base, run_training, usage_snippet
 from cloister.workload.training.batching import Row, collate_labelled, collate_pairs
 from cloister.workload.training.encoders import encode_pairs, takes_types
-from tests.tiny_models import MemorySink, Recorder, banking_csv, readers, tiny_bert, tiny_llama
+from tests.tiny_models import MemorySink, Recorder, banking_csv, readers, tiny_bart, tiny_bert, tiny_llama, tiny_t5
 from tests.unit.test_workload_training_tasks import COLUMNS, made_rows
 
 RECIPE = {
@@ -24,6 +24,7 @@ RECIPE = {
 }  # fmt: skip
 FULL = {**RECIPE, "method": "full"}
 GENERATE = {**RECIPE, "task": "generation", "columns": {"completion": "text"}}
+ANSWER = {**GENERATE, "columns": {"prompt": "text", "completion": "label"}, "max_steps": 2}
 PAIR = {"prompt": "text", "chosen": "label", "rejected": "talk"}
 
 RUNNER = """
@@ -72,6 +73,8 @@ CASES = {
     "extraction-decoder": ({**TASKS["extraction"], "task": "extraction"}, tiny_llama),
     "embedding-full": ({**TASKS["embedding"], "task": "embedding", "method": "full"}, tiny_bert),
     "ranking-prompt": ({**TASKS["ranking"], "task": "ranking", "method": "prompt"}, tiny_bert),
+    "answer-full": ({**ANSWER, "method": "full"}, tiny_t5),
+    "answer-lora": (ANSWER, tiny_bart),
     "text-lm": ({**GENERATE, "task": "text", "columns": {"text": "text"}}, tiny_llama),
 }
 
@@ -113,6 +116,10 @@ def ours(result):
             batch = collate_labelled(rows, 0)
             vectors = result.model.embed(batch["input_ids"], batch["attention_mask"])
             return (vectors @ vectors.T).numpy()
+        if result.base.is_encoder_decoder:
+            ids = torch.tensor([tokenizer.encode("what is to be answered").ids])
+            start = torch.tensor([[result.model.config.decoder_start_token_id]])
+            return result.model(ids, torch.ones_like(ids), decoder_input_ids=start).logits.numpy()
         if result.labels is None:
             ids = result.base.tokenizer.encode("the beginning of a text").ids
             if result.recipe.task == "chat":

@@ -92,6 +92,7 @@ KINDS: dict[str, Shape] = {
     "asset.retained": _entity(*_ASSET, 3, "Update", 2),
     "asset.held": _entity(*_ASSET, 3, "Update", 2),
     "asset.unheld": _entity(*_ASSET, 3, "Update", 2),
+    "budget.set": _entity(*_ASSET, 3, "Update", 3),
     "asset.reencrypting": _entity(*_ASSET, 3, "Update"),
     "asset.shredded": _entity(*_ASSET, 4, "Delete", 4),
     "asset.expired": _entity(*_ASSET, 4, "Delete", 3),

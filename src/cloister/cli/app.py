@@ -14,6 +14,7 @@ from . import bundle, machine, seal
 from .attester import attester
 from .collateral import collateral
 from .contract import contract
+from .data import data
 from .evidence import evidence
 from .job import job
 from .key import key
@@ -45,7 +46,7 @@ def _make() -> typer.Typer:
     for name, group in (("org", org), ("team", team)):
         made.add_typer(group, name=name)
     seal.register(made)
-    for name, group in (("contract", contract), ("job", job)):
+    for name, group in (("data", data), ("contract", contract), ("job", job)):
         made.add_typer(group, name=name)
     bundle.register(made)
     for name, group in (("audit", audit), ("key", key), ("model", model), ("recipe", recipe)):

@@ -33,7 +33,7 @@ def seal(
     ] = "confidential",
     forms: Annotated[str, typer.Option("--forms", help="In which forms what is made from it may leave.")] = _FORMS,
     asset_class: Annotated[
-        str | None, typer.Option("--class", help="dataset or model, where the files don't show it.")
+        str | None, typer.Option("--class", help="dataset or model, where the files don't show it; or program.")
     ] = None,
     keep_until: Annotated[
         str | None, typer.Option("--keep-until", help="Shred it after a day such as 2027-11-20, or a time such as 90d.")
@@ -46,8 +46,8 @@ def seal(
     as_json: Json = False,
 ) -> None:
     """Encrypt files under a fresh key, give the key to your broker, store the ciphertext; again for a new version."""
-    if asset_class not in (None, "dataset", "model"):
-        raise Misuse("seal.class", "The class is dataset or model.")
+    if asset_class not in (None, "dataset", "model", "program"):
+        raise Misuse("seal.class", "The class is dataset, model or program.")
     options = SealOptions(
         schema=_split(schema),
         licences=_split(licence),

@@ -160,6 +160,15 @@ class OwnerAgent:
         answer = dict(self._post("/v1/keys/recovery/split", {"shares": shares, "threshold": threshold}))
         return [str(share) for share in answer["shares"]]
 
+    # --- privacy budgets -------------------------------------------------------------------------------------------
+
+    def budget(self, name: str) -> dict[str, Any]:
+        """A dataset's budget, what is left of it, and the runs that used the data."""
+        return dict(self._get(f"/v1/budgets?name={name}"))
+
+    def set_budget(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        return dict(self._post("/v1/budgets", wanted))
+
     # --- contracts and jobs ----------------------------------------------------------------------------------------
 
     def sign_contract(self, contract: Envelope) -> Envelope:

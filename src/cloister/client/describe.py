@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 
-from ..contracts import Contract, Terms
+from ..contracts import Contract, PrivacyRule, Terms, decimal_text
 
 __all__ = ["ASSURANCE", "describe"]
 
@@ -40,6 +40,7 @@ def describe(contract: Contract, *, here: Mapping[str, str] | None = None, full:
         ("gates", "; ".join(f"{g.metric} at least {g.margin} above the base" for g in contract.gates) or "none"),
         ("runs", f"at most {contract.runs}: {'/'.join(recipes.methods)} for {'/'.join(recipes.tasks)}, "
                  f"up to {recipes.max_epochs} epochs"),
+        *_privacy(recipes.privacy),
         ("rows", _memorization(contract)),
         ("assurance", ASSURANCE[platform.assurance]),
         *_permitted("workload", platform.measurements, here, "measurement", full),
@@ -118,9 +119,17 @@ def _stops(contract: Contract) -> str:
     return f"{within}, once a broker of {' or '.join(contract.brokers())} has heard of it"
 
 
+def _privacy(rule: PrivacyRule | None) -> list[tuple[str, str]]:
+    if rule is None:
+        return []
+    bounds = f"epsilon at most {decimal_text(rule.max_epsilon)}, delta at most {decimal_text(rule.max_delta)}"
+    return [("privacy", f"every run is trained with differential privacy for each {rule.unit}, {bounds}")]
+
+
 def _memorization(contract: Contract) -> str:
     if not contract.unbounded_memorization:
-        return "no data owner accepts that what leaves can contain rows"
+        asked = "" if contract.recipes.privacy is None else ", beyond what differential privacy lets through"
+        return f"no data owner accepts that what leaves can contain rows{asked}"
     who = ", ".join(contract.unbounded_memorization)
     return f"{who} accept(s) that a model trained without differential privacy can contain rows"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from .supervisor import Home
 
 __all__ = ["new_contract"]
 
-_USES = {"dataset": "data", "model": "base"}
+_USES = {"dataset": "data", "model": "base", "program": "program"}
+_GENERAL = {"dataset": "general"}
 
 
 def new_contract(home: Home, text: str | bytes, *, folder: Path, party: str | None = None) -> Agreement:
@@ -39,7 +41,8 @@ def new_contract(home: Home, text: str | bytes, *, folder: Path, party: str | No
                 "contract.unpinned", f"{proposer} has not pinned the card of {name}; use 'cloister org trust'."
             )
     cards = {name: pinned[name] for name in draft.parties}
-    assets = [_asset(home, client, cards, entry, folder) for entry in draft.assets]
+    assets = [_asset(home, client, cards, entry, folder, _USES) for entry in draft.assets]
+    assets += [_asset(home, client, cards, entry, folder, _GENERAL) for entry in draft.general]
     platform = draft.platform_document(client.info()["node"])
     serial = _next_serial(home, client, proposer, draft.name)
     fields = {**draft.fields, "assets": assets, "platform": platform, "serial": serial}
@@ -58,14 +61,17 @@ def _next_serial(home: Home, client: ControlClient, proposer: str, name: str) ->
     return 1 + max(serials, default=0)
 
 
-def _asset(home: Home, client: ControlClient, cards: dict[str, Card], entry: str, folder: Path) -> dict[str, Any]:
-    """The contract's entry of an asset: the newest version of a name, or the manifest file that its owner sent."""
+def _asset(
+    home: Home, client: ControlClient, cards: dict[str, Card], entry: str, folder: Path, uses: Mapping[str, str]
+) -> dict[str, Any]:
+    """The contract's entry of an asset: the newest version of a name, or the manifest file that its owner sent.
+    ``uses``: what it is used for, by its class."""
     manifest, envelope = (
         _from_file(cards, folder / entry) if entry.endswith(".json") else _newest(home, client, cards, entry)
     )
-    use = _USES.get(manifest.asset_class)
+    use = uses.get(manifest.asset_class)
     if use is None:
-        raise Misuse("contract.asset", f"{manifest.name} is neither a dataset nor a model.")
+        raise Misuse("contract.asset", f"{manifest.name} is no dataset{' or model' if len(uses) > 1 else ''}.")
     terms = Terms.read(manifest.terms.get("terms"))
     return {
         "digest": envelope.digest.hex(),

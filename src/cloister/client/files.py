@@ -44,7 +44,9 @@ def gather(path: Path, *, schema: tuple[str, ...], asset_class: str | None = Non
     if not files:
         raise Misuse("seal.empty", f"The folder {path.name} holds no files to seal.")
     for name, place in files:
-        _check_kind(name, place)
+        _check_kind(name, place, program=asset_class == "program")
+    if asset_class == "program" and "main.py" not in dict(files):
+        raise Misuse("seal.program", f"The program {path.name} has no main.py; write one that defines train(run).")
     found = asset_class or _class_of([name for name, _ in files])
     if schema and found != "dataset":
         raise Misuse("seal.schema", "A schema is for datasets; leave out --schema.")
@@ -72,9 +74,9 @@ def _walk(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     return sorted(files), notes
 
 
-def _check_kind(name: str, place: Path) -> None:
+def _check_kind(name: str, place: Path, *, program: bool) -> None:
     suffix = place.suffix.lower()
-    if suffix in _CODE:
+    if suffix in _CODE and not (program and suffix == ".py"):
         raise Misuse("seal.code", f"{name} is code, which is never run; take it out of the folder.")
     with _opened(place) as file:
         head = file.read(2)

@@ -21,10 +21,12 @@ from .approvals import (
     trust_release_key,
 )
 from .attesters import admit_attester, enrol_attester, list_attesters, remove_attester
+from .budgets import privacy_budget, set_privacy_budget
 from .changes import image_manifest, image_measurement, show_changes
 from .convert import convert_llama2c
 from .drafting import new_contract
 from .installation import platform_matches, this_node
+from .job_plot import plot_job
 from .jobs import cancel_job, check_recipe, find_job, follow, list_jobs, submit
 from .keys import (
     cancel_reencryption,
@@ -61,7 +63,15 @@ from .policies import check_policy, explain_policy, set_policy, show_policy
 from .publishing import create_secret_key, key_fingerprint, make_release, read_secret_key, show_release, write_file
 from .pulling import pull
 from .recipe_sample import sample_tokens
-from .recipes import explain_recipe, recipe_draft, recipe_schema
+from .recipes import (
+    advise_recipe,
+    describe_machine,
+    examine_recipe,
+    explain_recipe,
+    forecast_lines,
+    recipe_draft,
+    recipe_schema,
+)
 from .recovery import restore_secret_root
 from .reencrypt import reencrypt
 from .reference_values import Guest, compute_reference_values, read_reference_values, sign_reference_values
@@ -73,6 +83,7 @@ from .verify import verify_bundle
 __all__ = [
     "Guest",
     "admit_attester",
+    "advise_recipe",
     "approve_release",
     "broker_switches",
     "cancel_job",
@@ -85,8 +96,10 @@ __all__ = [
     "convert_llama2c",
     "create_party",
     "create_secret_key",
+    "describe_machine",
     "down",
     "enrol_attester",
+    "examine_recipe",
     "explain_policy",
     "explain_recipe",
     "export_events",
@@ -94,6 +107,7 @@ __all__ = [
     "find_job",
     "find_orphans",
     "follow",
+    "forecast_lines",
     "hold",
     "image_manifest",
     "image_measurement",
@@ -111,6 +125,8 @@ __all__ = [
     "new_contract",
     "parse_card",
     "platform_matches",
+    "plot_job",
+    "privacy_budget",
     "publish",
     "pull",
     "read_reference_values",
@@ -131,6 +147,7 @@ __all__ = [
     "schedule_rotation",
     "seal",
     "set_policy",
+    "set_privacy_budget",
     "show_changes",
     "show_contract",
     "show_log",

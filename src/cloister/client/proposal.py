@@ -16,7 +16,7 @@ __all__ = ["Draft", "read_draft"]
 
 _KEYS = (
     "name", "parties", "assets", "purpose", "recipes", "runs", "outputs", "gates", "unbounded_memorization",
-    "telemetry", "lease_seconds", "assurance", "regions", "expires", "platform", "trustees",
+    "telemetry", "lease_seconds", "assurance", "regions", "expires", "platform", "trustees", "general",
 )  # fmt: skip
 _OPTIONAL: dict[str, Any] = {
     "gates": [],
@@ -26,8 +26,10 @@ _OPTIONAL: dict[str, Any] = {
     "regions": [],
     "platform": "this",
     "trustees": {},
+    "general": [],
 }
-_RECIPES = ("tasks", "methods", "max_epochs")
+_RECIPES = ("tasks", "methods", "max_epochs", "privacy")
+_PRIVACY = ("max_epsilon", "max_delta", "unit")
 _OUTPUT = ("name", "form", "recipients")
 _GATE = ("metric", "better_than_base_by")
 _PLATFORM = ("measurements", "agents", "attesters", "pcrs", "witness_quorum", "tenancy", "devices", "stock_guests")
@@ -37,11 +39,13 @@ _DAYS = re.compile(r"([1-9][0-9]{0,4})d")
 
 @dataclass(frozen=True)
 class Draft:
-    """What the file says. ``platform`` is None for "this": the values that the node claims are filled in."""
+    """What the file says. ``platform`` is None for "this": the values that the node claims are filled in. ``general``:
+    datasets of general text, beside the ``assets``."""
 
     name: str
     parties: tuple[str, ...]
     assets: tuple[str, ...]
+    general: tuple[str, ...]
     fields: dict[str, Any]
     platform: dict[str, Any] | None
     assurance: str
@@ -93,6 +97,7 @@ def read_draft(text: str | bytes, *, now: int) -> Draft:
         name=_text(found["name"], "name"),
         parties=_texts(found["parties"], "parties"),
         assets=_texts(found["assets"], "assets"),
+        general=_texts(found["general"], "general"),
         fields=fields,
         platform=None if platform == "this" else _platform(platform),
         assurance=_text(found.get("assurance", "none"), "assurance"),
@@ -162,7 +167,14 @@ def _recipes(value: Any) -> dict[str, Any]:
         raise _bad("recipes", "a mapping of tasks, methods and max_epochs")
     _known(value, _RECIPES, "contract file's recipes")
     lists = {key: list(_texts(value.get(key), f"recipes.{key}")) for key in ("tasks", "methods")}
-    return {**lists, "max_epochs": _integer(value.get("max_epochs"), "recipes.max_epochs")}
+    out = {**lists, "max_epochs": _integer(value.get("max_epochs"), "recipes.max_epochs")}
+    if value.get("privacy") is None:
+        return out
+    privacy = value["privacy"]
+    if not isinstance(privacy, dict):
+        raise _bad("recipes.privacy", "a mapping of max_epsilon, max_delta and unit")
+    _known(privacy, _PRIVACY, "contract file's recipes.privacy")
+    return {**out, "privacy": {key: _text(privacy.get(key), f"recipes.privacy.{key}") for key in _PRIVACY}}
 
 
 def _platform(value: Any) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def verify_release(
 
 
 def _unbound(contract: Contract, job: Job) -> tuple[str, ...]:
-    used = [contract.asset(digest) for digest in (job.data, job.base)]
+    used = [contract.asset(digest) for digest in job.assets]
     return tuple(sorted({asset.name for asset in used if asset.owner in contract.trustees}))
 
 
@@ -205,7 +205,7 @@ def _check_keys(keys: dict[str, Any], contract: Contract, job: Job) -> _Run:
                 )
             except (KeyError, ValueError):
                 raise Malformed("verify.entry", "A key release in the log lacks a field.") from None
-        used = [a for a in contract.assets if a.owner == owner and a.digest in (job.data, job.base)]
+        used = [a for a in contract.assets if a.owner == owner and a.digest in job.assets]
         own = {asset.digest.hex() for asset in used}
         if not own <= found:
             raise Untrusted(

@@ -1,9 +1,9 @@
 """Contracts: who the parties are, what they agreed on, and the pure decision that every broker takes for itself.
 
 The tour: ``party`` (cards and pins), ``terms`` (what travels with an asset), ``contract`` (the document and
-its signatures), ``recipe`` (what a run may do), ``documents`` (jobs, status statements, revocations, permits),
-``decision`` (may this run have this asset?), ``trustees`` (owners whose keys come from a stock key broker), ``outputs``
-(may this output leave?), ``requests`` (signed HTTP requests).
+its signatures), ``rules`` (what it asks of recipes), ``recipe`` (what a run may do), ``documents`` (jobs, status
+statements, revocations, permits), ``decision`` (may this run have this asset?), ``trustees`` (owners whose keys come
+from a stock key broker), ``outputs`` (may this output leave?), ``requests`` (signed HTTP requests).
 """
 
 from .contract import (
@@ -14,7 +14,6 @@ from .contract import (
     Gate,
     Output,
     Platform,
-    RecipeRule,
     check_signatures,
     contract_document,
     read_contract,
@@ -50,6 +49,8 @@ from .party import (
     replace_card,
 )
 from .recipe import Recipe, parse_recipe
+from .recipe.fields import decimal_text
+from .rules import UNITS, PrivacyRule, RecipeRule, amount, covers, total
 from .terms import FORMS, SENSITIVITIES, Terms
 from .trustees import TRUSTEE_KEY_KIND, TrusteeEntry, check_trustee_terms, read_trustee_key, trustee_key
 
@@ -65,6 +66,7 @@ __all__ = [
     "SENSITIVITIES",
     "STATUS_TYPE",
     "TRUSTEE_KEY_KIND",
+    "UNITS",
     "Asset",
     "Card",
     "Contract",
@@ -76,10 +78,12 @@ __all__ = [
     "PartyKeys",
     "Permit",
     "Platform",
+    "PrivacyRule",
     "Recipe",
     "RecipeRule",
     "Terms",
     "TrusteeEntry",
+    "amount",
     "check_compromise",
     "check_contract",
     "check_job",
@@ -91,6 +95,8 @@ __all__ = [
     "check_work",
     "compromise_statement",
     "contract_document",
+    "covers",
+    "decimal_text",
     "in_force_statement",
     "job_envelope",
     "log_origin",
@@ -105,5 +111,6 @@ __all__ = [
     "read_trustee_key",
     "replace_card",
     "revocation_envelope",
+    "total",
     "trustee_key",
 ]

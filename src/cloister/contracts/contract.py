@@ -15,6 +15,7 @@ from ..crypto import Envelope
 from ..errors import Denied, Malformed, Untrusted
 from ..fields import Fields, party_name
 from .party import Card, PartyKeys, log_origin
+from .rules import RecipeRule
 from .terms import FORMS, Terms
 from .trustees import TrusteeEntry, check_trustees
 
@@ -26,7 +27,6 @@ __all__ = [
     "Gate",
     "Output",
     "Platform",
-    "RecipeRule",
     "check_signatures",
     "contract_document",
     "read_contract",
@@ -45,7 +45,7 @@ _NAMELESS = 2  # signatures without a key id that are tried for a party; nothing
 
 @dataclass(frozen=True)
 class Asset:
-    """One sealed object by digest. ``use``: data (rows to train on) or base (the model to start from)."""
+    """One sealed object by digest. ``use``: data (rows), base (the model), general (text) or program (for a base)."""
 
     name: str
     digest: bytes
@@ -60,29 +60,13 @@ class Asset:
             name=f.asset("name"),
             digest=f.hex("digest", 32),
             owner=f.party("owner"),
-            use=f.text("use", choices=("data", "base")),
+            use=f.text("use", choices=("data", "base", "general", "program")),
             terms=Terms.read(f.raw("terms")),
         )
         f.done()
         if asset.name.partition("/")[0] != asset.owner:
             raise Malformed("contract.owner", "An asset's name does not begin with its owner.")
         return asset
-
-
-@dataclass(frozen=True)
-class RecipeRule:
-    """What a recipe may ask for. An empty list permits nothing."""
-
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
-    max_epochs: int
-
-    @classmethod
-    def read(cls, value: Any) -> RecipeRule:
-        f = Fields(value, "contract's recipe rule")
-        rule = cls(f.texts("tasks"), f.texts("methods"), f.integer("max_epochs", low=1, high=10_000))
-        f.done()
-        return rule
 
 
 @dataclass(frozen=True)
@@ -310,7 +294,8 @@ def _check_whole(contract: Contract) -> None:
         raise Malformed("contract.form", "An output leaves in a form that an asset's terms do not permit.")
     check_trustees(contract)
     # Weights can encode rows. Without a privacy bound, every data owner says knowingly that it accepts this.
-    data_owners = {a.owner for a in contract.assets if a.use == "data"}
+    unbounded = ("data", "general") if contract.recipes.privacy is None else ("general",)
+    data_owners = {a.owner for a in contract.assets if a.use in unbounded}
     if not data_owners <= set(contract.unbounded_memorization):
         raise Malformed(
             "contract.memorization",

@@ -84,7 +84,12 @@ def check_work(contract: Contract, job: Job) -> None:
     data, base = contract.asset(job.data), contract.asset(job.base)
     if (data.name, base.name) != (job.recipe.data, job.recipe.base):
         raise Denied("job.assets", "The recipe's asset names and the job's digests differ.")
-    if data.use != "data" or base.use != "base":
+    general = None if job.general is None else contract.asset(job.general)
+    if (None if general is None else general.name) != job.recipe.general:
+        raise Denied("job.assets", "The recipe's general text and the job's digest of it differ.")
+    # A party's own program stands where the model does; nothing else of a contract is ever run.
+    start = "program" if job.recipe.task == "script" else "base"
+    if data.use != "data" or base.use != start or (general is not None and general.use != "general"):
         raise Denied("job.use", "An asset is used for something else than the contract says.")
     rule, recipe = contract.recipes, job.recipe
     if recipe.task not in rule.tasks or recipe.method not in rule.methods:
@@ -93,6 +98,8 @@ def check_work(contract: Contract, job: Job) -> None:
         )
     if recipe.epochs > rule.max_epochs:
         raise Denied("recipe.epochs", f"The contract permits at most {rule.max_epochs} epochs.")
+    if rule.privacy is not None:
+        rule.privacy.check(recipe)
     check_trustee_job(contract, job)
     if job.output not in {o.name for o in contract.outputs}:
         raise Denied("job.output", "The contract does not name this output.")

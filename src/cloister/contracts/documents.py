@@ -102,7 +102,8 @@ def read_revocation(envelope: Envelope, contract: Contract) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A run that a party asks for. ``digest`` names it in evidence, leases, keys and outputs."""
+    """A run that a party asks for. ``digest`` names it in evidence, leases, keys and outputs. ``general``: None where
+    the recipe names no such asset."""
 
     contract: bytes
     submitter: str
@@ -112,10 +113,16 @@ class Job:
     output: str
     created: int
     envelope: Envelope
+    general: bytes | None = None
 
     @property
     def digest(self) -> bytes:
         return self.envelope.digest
+
+    @property
+    def assets(self) -> tuple[bytes, ...]:
+        """Digests of every asset that the run opens: data, base, and general text where there is some."""
+        return (self.data, self.base) if self.general is None else (self.data, self.base, self.general)
 
 
 def job_envelope(
@@ -123,8 +130,8 @@ def job_envelope(
 ) -> Envelope:
     """Sign a job. Asset names in the recipe become the digests that the contract fixed for them."""
     by_name = {asset.name: asset for asset in contract.assets}
-    for name in (recipe.data, recipe.base):
-        if name not in by_name:
+    for name in (recipe.data, recipe.base, recipe.general):
+        if name is not None and name not in by_name:
             raise Denied(
                 "contract.asset", f"The contract does not name the asset {name}; it names {', '.join(by_name)}."
             )
@@ -139,12 +146,15 @@ def job_envelope(
         "submitter": submitter,
         "type": "job/v1",
     }
+    if recipe.general is not None:
+        body["general"] = by_name[recipe.general].digest.hex()
     return sign_document(JOB_TYPE, body, key)
 
 
 def read_job(envelope: Envelope, contract: Contract) -> Job:
     """Parse a job of ``contract`` and check its submitter's signature. Raises Malformed or Untrusted."""
-    f = Fields(envelope.document(), "job")
+    document = envelope.document()
+    f = Fields(document, "job")
     f.text("type", choices=("job/v1",))
     f.hex("salt", 16)
     job = Job(
@@ -156,6 +166,8 @@ def read_job(envelope: Envelope, contract: Contract) -> Job:
         output=f.asset("output"),
         created=f.integer("created"),
         envelope=envelope,
+        # Absent where the recipe names none; what is there is never null, so that nothing has two spellings.
+        general=f.hex("general", 32) if "general" in document else None,
     )
     f.done()
     keys = contract.parties.get(job.submitter)

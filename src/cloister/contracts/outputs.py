@@ -42,7 +42,7 @@ def check_output(manifest: OutputManifest, contract: Contract, job: Job, instanc
         raise Denied("output.name", "The manifest is not of the output that the job was to make.")
     if (manifest.contract, manifest.job) != (contract.digest, job.digest):
         raise Denied("output.job", "The manifest is of another contract or job.")
-    parents = tuple(sorted((job.data, job.base)))
+    parents = tuple(sorted(job.assets))
     if manifest.parents != parents:
         raise Denied("output.parents", "The manifest names other parents than the assets that the job used.")
     f = Fields(dict(manifest.terms), "output's terms")

@@ -100,13 +100,13 @@ def check_trustees(contract: Contract) -> None:
 
 def check_trustee_job(contract: Contract, job: Job) -> None:
     """Raises Denied for a job that needs what a stock key broker hasn't."""
-    if contract.trustees and job.recipe.checkpoint_steps > 0:
+    if contract.trustees and (job.recipe.checkpoint_steps > 0 or job.recipe.checkpoint_minutes > 0):
         # The key of checkpoints is made of every owner's share, so that no single owner can open one.
         who = min(contract.trustees)
         raise Denied(
             "recipe.checkpoints",
             f"The keys of {who} come from a stock key broker, which has no share of a checkpoint's key; "
-            "set checkpoint_steps to 0.",
+            "set checkpoint_steps and checkpoint_minutes to 0.",
             party=who,
         )
 
@@ -114,7 +114,7 @@ def check_trustee_job(contract: Contract, job: Job) -> None:
 def check_trustee_terms(contract: Contract, job: Job, *, now: int) -> None:
     """Raises Denied("asset.retention") for a job that uses a stock key broker's asset at or after its end. Such a
     server knows no dates, so whoever else decides about the run looks at the one that all parties signed."""
-    for asset in map(contract.asset, (job.data, job.base)):
+    for asset in map(contract.asset, job.assets):
         if asset.owner in contract.trustees and now >= asset.terms.keep_until:
             raise Denied("asset.retention", f"The time for which {asset.name} may be kept is over.", party=asset.owner)
 

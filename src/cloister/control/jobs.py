@@ -45,7 +45,7 @@ class Jobs:
             check_contract(held.contract, held.state, now=now)
             check_job(held.contract, job, held.state)
             with self._database.write() as connection:
-                self._check_ready(connection, held.contract, [job.data.hex(), job.base.hex()])
+                self._check_ready(connection, held.contract, [digest.hex() for digest in job.assets])
                 row = {"contract": contract_digest.hex(), "digest": digest, "output": job.output, "submitter": party}
                 text = envelope.to_bytes().decode()
                 connection.execute(insert(jobs).values(**row, envelope=text, state="queued", attempts=0, submitted=now))

@@ -59,7 +59,7 @@ class Runs:
                     refusal = changed
             if refusal is None:
                 return {
-                    "assets": [job.data.hex(), job.base.hex()],
+                    "assets": [digest.hex() for digest in job.assets],
                     "contract": held.contract.envelope.to_bytes().decode(),
                     "job": row.envelope,
                     "revocations": list(held.revocations),

@@ -22,7 +22,7 @@ __all__ = ["ASSET_CLASSES", "MANIFEST_TYPE", "SCHEMA", "SUITE", "FileEntry", "Li
 MANIFEST_TYPE = "application/vnd.cloister.manifest+json"
 SCHEMA = "cloister/manifest/v1"
 SUITE = "AES256_GCM_HKDF_1MB"
-ASSET_CLASSES = frozenset({"dataset", "model", "checkpoint", "artifact"})
+ASSET_CLASSES = frozenset({"dataset", "model", "program", "checkpoint", "artifact"})
 
 _PARTY = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _ASSET = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}")
@@ -102,7 +102,7 @@ class SealIdentity:
                 "digits, '-' (after the slash also '.' and '_').",
             )
         if self.asset_class not in ASSET_CLASSES:
-            raise _refuse("class", "An asset's class is one of dataset, model, checkpoint, artifact.")
+            raise _refuse("class", "An asset's class is one of dataset, model, program, checkpoint, artifact.")
 
 
 @dataclass(frozen=True)

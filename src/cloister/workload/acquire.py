@@ -46,7 +46,7 @@ def acquire_keys(run: RunContext, *, purpose: str) -> Acquired:
             share = session.key("state-share", CHECKPOINT_TAG, share_resource(CHECKPOINT_TAG))
             shares[owner] = share.secret
             released[owner] = [share]
-            for digest in (run.job.data, run.job.base):
+            for digest in run.job.assets:
                 if run.contract.asset(digest).owner == owner:
                     key = session.key("asset-key", digest.hex(), digest)
                     keys.put(digest.hex(), key.secret)
@@ -68,7 +68,7 @@ def _from_trustees(run: RunContext, keys: KeyRing, evidence: NodeEvidence) -> tu
     """After our own brokers: they know whether the contract is real, and end this run if it is not."""
     found = []
     for owner, entry in sorted(run.contract.trustees.items()):
-        wanted = [digest for digest in (run.job.data, run.job.base) if run.contract.asset(digest).owner == owner]
+        wanted = [digest for digest in run.job.assets if run.contract.asset(digest).owner == owner]
         if not wanted:
             continue
         with PublishedSession(run.link, run.contract, owner, entry, evidence) as session:

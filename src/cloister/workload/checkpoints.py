@@ -85,7 +85,7 @@ class SealedCheckpoints:
 
     def _seal(self, step: int, files: Iterable[tuple[str, BinaryIO]], target: Path) -> Sealed:
         run = self._run
-        parents = (run.job.data, run.job.base)
+        parents = run.job.assets
         terms = Terms.intersect([run.contract.asset(p).terms for p in parents])
         return seal_object(
             files,

@@ -67,7 +67,14 @@ def run_job(place: Place) -> None:
             from .pipeline import Inputs, train_and_evaluate
 
             outcome = train_and_evaluate(
-                Inputs(run.job.recipe, assets[run.job.data], assets[run.job.base], run.contract.gates),
+                Inputs(
+                    recipe=run.job.recipe,
+                    data=assets[run.job.data],
+                    base=assets[run.job.base],
+                    gates=run.contract.gates,
+                    run=run.job.digest.hex(),
+                    general=None if run.job.general is None else assets[run.job.general],
+                ),
                 sink=_checkpoints(place, run, got, lease),
                 progress=telemetry,
                 lease=lease,
@@ -117,10 +124,10 @@ def _leases(run: RunContext, got: Acquired, telemetry: Telemetry) -> Iterator[Le
 
 @contextlib.contextmanager
 def _assets(order: _Order, got: Acquired) -> Iterator[dict[bytes, SealedObject]]:
-    """Both assets, verified and open; the rest of their ciphertext is checked in the background while training runs."""
+    """The assets, verified and open; the rest of their ciphertext is checked in the background while training runs."""
     with contextlib.ExitStack() as stack:
         opened: dict[bytes, SealedObject] = {}
-        for digest in (order.run.job.data, order.run.job.base):
+        for digest in order.run.job.assets:
             asset = order.run.contract.asset(digest)
             folder = order.assets.get(digest.hex())
             if folder is None:

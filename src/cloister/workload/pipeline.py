@@ -10,14 +10,17 @@ from typing import Any, BinaryIO, Protocol
 from ..contracts import Gate, Recipe
 from .data import column_forms, read_table
 from .evaluation import apply_gates
+from .script.host import PROGRAM_USAGE, run_script
 from .training import (
     CheckpointSink,
+    History,
     Lease,
     Progress,
     TrainingResult,
     export_files,
     load_base,
     run_training,
+    tracking_files,
     usage_snippet,
 )
 
@@ -34,12 +37,15 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the job and the contract fix."""
+    """What the job and the contract fix. ``run``: the run's name, in hex. ``general``: None where the recipe names no
+    asset of general text."""
 
     recipe: Recipe
     data: Readable
     base: Readable
     gates: Sequence[Gate]
+    run: str
+    general: Readable | None = None
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,42 @@ class Outcome:
 
 def train_and_evaluate(inputs: Inputs, *, sink: CheckpointSink, progress: Progress, lease: Lease) -> Outcome:
     """Raises what the ports raise, and Misuse or Malformed for data or a base that don't fit the recipe."""
+    if inputs.recipe.task == "script":
+        return _run_program(inputs, sink=sink, progress=progress, lease=lease)
     with contextlib.ExitStack() as stack:
         columns = inputs.recipe.columns
         table = read_table(_files(inputs.data, stack), columns.names(), forms=column_forms(columns))
+        general = None if inputs.general is None else read_table(_files(inputs.general, stack), ("text",))
         base = load_base(_files(inputs.base, stack), weights=inputs.recipe.method != "scratch")
-    result = run_training(inputs.recipe, base, table, sink=sink, progress=progress, lease=lease)
+    history = History(progress)
+    result = run_training(
+        inputs.recipe,
+        base,
+        table,
+        sink=sink,
+        progress=history,
+        lease=lease,
+        general=None if general is None else general.column("text"),
+    )
     gates = apply_gates(inputs.gates, result.evaluation.scores)
+    evaluation = {**result.evaluation.document(), **_timings(result)}
     return Outcome(
-        files=export_files(result),
-        evaluation={**result.evaluation.document(), **_timings(result)},
+        files={**export_files(result), **tracking_files(history, inputs.recipe, evaluation, inputs.run)},
+        evaluation=evaluation,
         gates=[gate.document() for gate in gates],
         usage=usage_snippet(result),
+    )
+
+
+def _run_program(inputs: Inputs, *, sink: CheckpointSink, progress: Progress, lease: Lease) -> Outcome:
+    history = History(progress)
+    result = run_script(inputs.recipe, inputs.base, inputs.data, sink=sink, progress=history, lease=lease)
+    evaluation = result.evaluation.document()
+    return Outcome(
+        files={**result.files, **tracking_files(history, inputs.recipe, evaluation, inputs.run)},
+        evaluation=evaluation,
+        gates=[gate.document() for gate in apply_gates(inputs.gates, result.scores)],
+        usage=PROGRAM_USAGE,
     )
 
 
@@ -77,7 +108,9 @@ def _timings(result: TrainingResult) -> dict[str, str | int]:
     timings = result.timings
     return {
         "resumed_from": timings.resumed_from,
+        "train_rows_full": sum(length >= result.max_length for length in timings.lengths),
         "train_seconds": f"{timings.train_seconds:.3f}",
         "train_steps": timings.steps,
         "train_tokens": timings.tokens,
+        **timings.training,
     }

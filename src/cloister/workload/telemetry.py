@@ -13,6 +13,7 @@ from .reasons import spoken
 __all__ = ["Telemetry"]
 
 _POINTS = 100  # progress events per stage, whatever happens inside it
+_LOOK = "look"
 _QUANTUM = Decimal("0.0001")
 
 
@@ -28,7 +29,8 @@ class Telemetry:
         """Progress of ``stage``. At most ``_POINTS`` events a stage, at fixed fractions of ``total``."""
         slot = step * _POINTS // max(total, 1)
         if stage not in self._last:
-            self.state(stage)
+            if stage != _LOOK:  # it happens within training, which goes on after it
+                self.state(stage)
         elif self._last[stage] == slot:
             return
         self._last[stage] = slot

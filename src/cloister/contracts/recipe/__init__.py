@@ -14,6 +14,7 @@ from .methods import (
     PrivacySettings,
     PTuningSettings,
     ReplaySettings,
+    ScriptSettings,
     SearchSettings,
     TokenSettings,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "PrivacySettings",
     "Recipe",
     "ReplaySettings",
+    "ScriptSettings",
     "SearchSettings",
     "TokenSettings",
     "default_words",

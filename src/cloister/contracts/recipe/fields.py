@@ -11,12 +11,15 @@ from typing import Any, Protocol
 
 from ...errors import Misuse
 
-__all__ = ["Asset", "Choice", "Integer", "Number", "Reader", "Targets", "Truth", "decimal_text"]
+__all__ = ["Asset", "Choice", "Integer", "Number", "Parameters", "Reader", "Targets", "Truth", "decimal_text"]
 
 _ASSET = re.compile(r"[a-z][a-z0-9-]{0,62}/[a-z0-9][a-z0-9._-]{0,126}")
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,15}")
 _NUMBER = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?")
 _MAX_TARGETS = 64
+_PARAMETER = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_MAX_PARAMETERS = 64
+_MAX_PARAMETER = 1024  # characters of one value
 _MAX_PLACES = 12  # digits after the point; more would be noise, and bounds the canonical text
 
 
@@ -163,6 +166,32 @@ class Targets:
     def schema(self) -> Mapping[str, Any]:
         name = {"type": "string", "pattern": f"^{_MODULE.pattern}$", "maxLength": 128}
         return {"anyOf": [{"const": "auto"}, {"type": "array", "items": name, "minItems": 1, "maxItems": _MAX_TARGETS}]}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Texts by name, for a party's own program, which knows what they mean."""
+
+    words = f"up to {_MAX_PARAMETERS} plain names, each with a text of at most {_MAX_PARAMETER} characters"
+
+    def read(self, name: str, value: Any) -> dict[str, str]:
+        given = {} if value is None else value
+        if not isinstance(given, Mapping) or len(given) > _MAX_PARAMETERS:
+            raise _bad(name, self.words)
+        texts = {key: str(v) if isinstance(v, int) and not isinstance(v, bool) else v for key, v in given.items()}
+        for key, text in texts.items():
+            if not isinstance(key, str) or not _PARAMETER.fullmatch(key):
+                raise _bad(name, self.words)
+            if not isinstance(text, str) or not 0 < len(text) <= _MAX_PARAMETER or not text.isprintable():
+                raise _bad(name, self.words)
+        return dict(sorted(texts.items()))
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        text = {"anyOf": [{"type": "integer"}, {"type": "string", "minLength": 1, "maxLength": _MAX_PARAMETER}]}
+        names = {"pattern": f"^{_PARAMETER.pattern}$"}
+        most = {"maxProperties": _MAX_PARAMETERS}
+        return {"type": "object", **most, "propertyNames": names, "additionalProperties": text}
 
 
 def decimal_text(number: Decimal) -> str:

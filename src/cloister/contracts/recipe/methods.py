@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from .fields import Choice, Integer, Number, Reader, Targets, Truth
+from .fields import Choice, Integer, Number, Parameters, Reader, Targets, Truth
 
 __all__ = [
     "METHODS",
@@ -21,6 +21,7 @@ __all__ = [
     "PTuningSettings",
     "PrivacySettings",
     "ReplaySettings",
+    "ScriptSettings",
     "SearchSettings",
     "Section",
     "TokenSettings",
@@ -63,6 +64,13 @@ class PTuningSettings:
 
 
 @dataclass(frozen=True)
+class ScriptSettings:
+    """What a party's own program is given. ``parameters``: texts by name."""
+
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class DpoSettings:
     """Direct preference optimization (Rafailov et al. 2023): ``beta`` holds the model near the base,
     ``label_smoothing`` is the share of pairs that may stand the wrong way round."""
@@ -87,6 +95,10 @@ class ReplaySettings:
     """``share`` of the rows of every step are general text."""
 
     share: Decimal
+
+    def rows(self, step: int) -> int:
+        """How many of a step's ``step`` rows."""
+        return int(step * self.share + Decimal("0.5"))
 
 
 @dataclass(frozen=True)
@@ -141,6 +153,7 @@ METHODS: Mapping[str, Method] = {
     "ptuning": Method("adapter", "virtual tokens in front of the text, made by a small network"),
     "full": Method("weights", "every weight of the base"),
     "scratch": Method("weights", "the base's architecture and tokenizer, with weights that begin at random"),
+    "script": Method("weights", "as a party's own program does it, whose digest stands in the contract"),
 }
 _TOKENS: tuple[Reader, Any, str] = (Integer(1, 1024), 20, "how many virtual tokens")
 _LORA: Mapping[str, tuple[Reader, Any, str]] = {
@@ -158,6 +171,7 @@ SECTIONS: Mapping[str, Section] = {
     "prefix": Section(TokenSettings, {"tokens": _TOKENS}),
     "prompt": Section(TokenSettings, {"tokens": _TOKENS}),
     "ptuning": Section(PTuningSettings, {"tokens": _TOKENS, "hidden": (Integer(1, 8192), 128, "units of the network")}),
+    "script": Section(ScriptSettings, {"parameters": (Parameters(), {}, "what the program is given")}),
     "dpo": Section(
         DpoSettings,
         {

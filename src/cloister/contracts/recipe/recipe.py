@@ -16,7 +16,7 @@ from typing import Any
 
 from ...crypto import canonical_json, sha256
 from ...errors import Malformed, Misuse
-from .combinations import check_combination
+from .combinations import check_combination, check_pair
 from .fields import decimal_text
 from .keys import KEYS, REQUIRED, UNSET, default
 from .methods import (
@@ -28,6 +28,7 @@ from .methods import (
     LoraSettings,
     PrivacySettings,
     ReplaySettings,
+    ScriptSettings,
     SearchSettings,
 )
 from .tasks import TASKS, Columns
@@ -37,7 +38,7 @@ __all__ = ["KIND", "Recipe", "parse_recipe"]
 
 KIND = "cloister/recipe/v1"
 _MAX_COLUMN = 256
-_OTHERS = ("dpo", "privacy", "replay", "ewc", "search")  # sections beside the method's own
+_OTHERS = ("script", "dpo", "privacy", "replay", "ewc", "search")  # sections beside the method's own
 
 
 def chooses(select: str, patience: int, search: SearchSettings | None) -> bool:
@@ -88,6 +89,7 @@ class Recipe:
     checkpoint_minutes: int
     precision: str
     threads: int | None
+    script: ScriptSettings | None
     dpo: DpoSettings | None
     privacy: PrivacySettings | None
     replay: ReplaySettings | None
@@ -144,6 +146,7 @@ def parse_recipe(source: str | bytes | Mapping[str, Any], changes: Iterable[str]
         if name not in given:
             raise _missing(name)
     task, method = (KEYS[name].reader.read(name, given[name]) for name in ("task", "method"))
+    check_pair(task, method)
     read = {name: _read(name, given, task, method) for name in KEYS}
     settings = _settings(task, method, given)
     if read["test"] is None and chooses(read["select"], read["patience"], settings.get("search")):
@@ -152,7 +155,7 @@ def parse_recipe(source: str | bytes | Mapping[str, Any], changes: Iterable[str]
     recipe = Recipe(
         **read,
         columns=_columns(task, given.get("columns")),
-        adapter=settings.get(method),
+        adapter=settings.get(method) if METHODS[method].form == "adapter" else None,
         **others,
     )
     check_combination(recipe)
@@ -197,6 +200,8 @@ def _known(given: Mapping[Any, Any], valid: Iterable[str], what: str) -> None:
 
 def _columns(task: str, given: Any) -> Columns:
     roles, required = TASKS[task].roles, TASKS[task].required
+    if not roles and given is None:
+        return Columns(())
     if not isinstance(given, Mapping):
         optional = "".join(f", and {role} if there is one" for role in TASKS[task].optional)
         raise Misuse(
@@ -248,4 +253,6 @@ def _section(name: str, values: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return decimal_text(value)
+    if isinstance(value, Mapping):
+        return dict(value)
     return list(value) if isinstance(value, tuple) else value

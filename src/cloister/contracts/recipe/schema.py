@@ -41,7 +41,7 @@ def recipe_schema() -> dict[str, Any]:
         "title": "Cloister recipe, version 1",
         "type": "object",
         "properties": properties,
-        "required": [*(name for name, key in KEYS.items() if key.default is REQUIRED), "columns"],
+        "required": [name for name, key in KEYS.items() if key.default is REQUIRED],
         "allOf": [_columns_of(task) for task in TASKS],
         "additionalProperties": False,
     }
@@ -56,7 +56,7 @@ def _said(name: str, section: Section) -> str:
 def _columns_of(task: str) -> dict[str, Any]:
     roles = TASKS[task]
     columns = {"required": list(roles.required), "properties": dict.fromkeys(roles.roles, True)}
-    return {
-        "if": {"properties": {"task": {"const": task}}},
-        "then": {"properties": {"columns": {**columns, "additionalProperties": False}}},
-    }
+    then: dict[str, Any] = {"properties": {"columns": {**columns, "additionalProperties": False}}}
+    if roles.required:
+        then["required"] = ["columns"]
+    return {"if": {"properties": {"task": {"const": task}}}, "then": then}

@@ -22,15 +22,16 @@ class Task:
 
 
 TASKS: Mapping[str, Task] = {
-    "classification": Task(("text", "label"), (), "one label for a text"),
+    "classification": Task(("text", "label"), ("user",), "one label for a text"),
     "multilabel": Task(("text", "labels"), (), "any number of labels for a text"),
     "extraction": Task(("tokens", "tags"), (), "a tag for each word: names, places, amounts"),
     "ranking": Task(("query", "document", "relevance"), (), "how well a document answers a query, read together"),
     "embedding": Task(("query", "positive"), ("negative",), "vectors that lie close where texts belong together"),
-    "generation": Task(("completion",), ("prompt",), "a text that follows a prompt, or none"),
-    "chat": Task(("messages",), (), "the assistant's answers in conversations"),
+    "generation": Task(("completion",), ("prompt", "user"), "a text that follows a prompt, or none"),
+    "chat": Task(("messages",), ("user",), "the assistant's answers in conversations"),
     "preference": Task(("prompt", "chosen", "rejected"), (), "which of two answers is better (DPO)"),
-    "text": Task(("text",), (), "plain text: continued pre-training, or a model from scratch"),
+    "text": Task(("text",), ("user",), "plain text: continued pre-training, or a model from scratch"),
+    "script": Task((), (), "what a party's own program does; it reads the data's files itself"),
 }
 
 

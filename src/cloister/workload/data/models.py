@@ -34,7 +34,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers of the two parts, each in ascending order; together they are every row once."""
+    """Row numbers of the parts, each in ascending order; together they are every row once.
+
+    ``test`` is empty where nothing is chosen by the validation rows.
+    """
 
     training: tuple[int, ...]
     validation: tuple[int, ...]
+    test: tuple[int, ...] = ()
+
+    @property
+    def report(self) -> tuple[int, ...]:
+        """The rows that the evaluation is on: never ones by which something was chosen."""
+        return self.test or self.validation

@@ -27,11 +27,19 @@ def label_names(labels: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def split_rows(texts: Sequence[str], labels: Sequence[str] | None, fraction: Decimal, seed: int) -> Split:
-    """Set about ``fraction`` of the rows aside for validation, from each label its share.
+def split_rows(
+    texts: Sequence[str],
+    labels: Sequence[str] | None,
+    fraction: Decimal,
+    seed: int,
+    test: Decimal | None = None,
+) -> Split:
+    """Set about ``fraction`` of the rows aside for validation and, where it is given, ``test`` of them for the report;
+    from each label its share.
 
-    Rows with the same text stay together, so that no validation row was seen in training. A label with a single
-    text stays in training. Misuse (``data.few``) where a part would be empty.
+    Rows with the same text stay together, so that no row that was set aside was seen in training, and none of the
+    report chose anything. The validation rows are the same with ``test`` and without. A label with a single text stays
+    in training. Misuse (``data.few``) where a part would be empty.
     """
     members: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
@@ -39,22 +47,23 @@ def split_rows(texts: Sequence[str], labels: Sequence[str] | None, fraction: Dec
     strata: dict[str, list[str]] = {}
     for text, rows in members.items():
         strata.setdefault(_label(rows, labels), []).append(text)
-    validation: list[int] = []
+    shares = [fraction] if test is None else [fraction, test]
+    parts: list[list[int]] = [[] for _ in shares]
     for texts_of_label in strata.values():
         # The order by a keyed digest is a shuffle that is the same for the same texts and seed on every machine.
         shuffled = sorted(texts_of_label, key=lambda text: sha256(frame("cloister/split/v1", str(seed), text)))
         total = sum(len(members[text]) for text in shuffled)
-        wanted = int(total * fraction + Decimal("0.5"))
-        taken = 0
-        for text in shuffled[:-1]:
-            if taken >= wanted:
-                break
-            validation += members[text]
-            taken += len(members[text])
-    chosen = set(validation)
-    if len(texts) < _LEAST_ROWS or not chosen or len(chosen) == len(texts):
-        raise Misuse("data.few", f"The dataset is too small to set validation rows aside; give {_LEAST_ROWS} or more.")
-    return Split(tuple(r for r in range(len(texts)) if r not in chosen), tuple(sorted(chosen)))
+        left = iter(shuffled[:-1])
+        for share, part in zip(shares, parts, strict=True):
+            taken, wanted = 0, int(total * share + Decimal("0.5"))
+            while taken < wanted and (chosen := next(left, None)) is not None:
+                part += members[chosen]
+                taken += len(members[chosen])
+    aside = {row for part in parts for row in part}
+    if len(texts) < _LEAST_ROWS or not all(parts) or len(aside) == len(texts):
+        what = "validation" if test is None else "validation and test"
+        raise Misuse("data.few", f"The dataset is too small to set {what} rows aside; give {_LEAST_ROWS} or more.")
+    return Split(tuple(r for r in range(len(texts)) if r not in aside), *(tuple(sorted(part)) for part in parts))
 
 
 def rarest(labels: Sequence[Collection[str]]) -> list[str]:

@@ -40,6 +40,9 @@ class Evaluation:
     scores: Mapping[str, Score]
     facts: Mapping[str, str | int]
 
+    def joined(self, other: Evaluation) -> Evaluation:
+        return Evaluation({**self.scores, **other.scores}, {**self.facts, **other.facts})
+
     def document(self) -> dict[str, str | int]:
         out: dict[str, str | int] = dict(self.facts)
         for name, score in self.scores.items():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...contracts import Contract, Job, Terms
+from ...contracts import Contract, Job, Recipe, Terms
 
 __all__ = ["CardFacts", "model_card"]
 
@@ -44,7 +44,7 @@ def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
         "license": facts.terms.licences[0] if len(facts.terms.licences) == 1 else "other",
         "library_name": "peft" if recipe.form == "adapter" else "transformers",
         "pipeline_tag": _PIPELINES.get(recipe.task, "text-generation"),
-        "datasets": [recipe.data],
+        "datasets": [recipe.data] if recipe.general is None else [recipe.data, recipe.general],
         "tags": ["cloister", recipe.method],
     }
     # JSON is YAML: each value in JSON form needs no quoting rules of its own.
@@ -54,6 +54,7 @@ def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
         "",
         f"{recipe.task.capitalize()} model, {recipe.method} fine-tuning of `{recipe.base}` on `{recipe.data}`.",
         f"Purpose agreed in the contract: {contract.purpose}",
+        *(_general(recipe.general, replayed=recipe.replay is not None) if recipe.general is not None else ()),
         "",
         "## Evaluation against the untouched base",
         "",
@@ -71,8 +72,7 @@ def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
         "",
         f"- Licences of the parents, all of which apply: {', '.join(facts.terms.licences)}",
         f"- Sensitivity: {facts.terms.sensitivity}",
-        f"- Training was not differentially private: the weights may contain rows of `{recipe.data}`,"
-        " as its owner accepted in the contract.",
+        _remembered(recipe, facts.evaluation),
         "",
         "## How it was made",
         "",
@@ -93,6 +93,26 @@ def model_card(contract: Contract, job: Job, facts: CardFacts) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _general(name: str, *, replayed: bool) -> list[str]:
+    learned = " and some of it was replayed in training, so the weights may contain it, too" if replayed else ""
+    return [f"What the base could do before is measured on general text, `{name}`{learned}."]
+
+
+def _remembered(recipe: Recipe, evaluation: Mapping[str, Any]) -> str:
+    """What bounds the rows that the weights may contain."""
+    if recipe.task == "script":
+        return f"- A party's own program made the files; they may contain rows of `{recipe.data}`."
+    if recipe.privacy is None:
+        return (
+            f"- Training was not differentially private: the weights may contain rows of `{recipe.data}`,"
+            " as its owner accepted in the contract."
+        )
+    return (
+        f"- Differentially private training: epsilon {evaluation['epsilon']} at delta {evaluation['delta']} for one"
+        f" {recipe.privacy.unit} that was trained on. The figures, of rows that were set aside, are exact."
+    )
 
 
 def _cell(value: Any) -> str:

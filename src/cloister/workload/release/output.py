@@ -34,7 +34,7 @@ class OutputRelease:
     def terms(self) -> Terms:
         """The intersection of the parents' terms (invariant 4)."""
         run = self._run
-        return Terms.intersect([run.contract.asset(d).terms for d in (run.job.data, run.job.base)])
+        return Terms.intersect([run.contract.asset(d).terms for d in run.job.assets])
 
     def release(
         self,
@@ -75,7 +75,7 @@ class OutputRelease:
                 created=run.job.created,
                 contract=run.contract.digest,
                 job=run.job.digest,
-                parents=tuple(sorted((run.job.data, run.job.base))),
+                parents=tuple(sorted(run.job.assets)),
             ),
             sign=lambda kind, payload: Envelope(kind, payload).signed_by(run.identity.signing),
             terms=terms,

@@ -43,8 +43,7 @@ def provenance_statement(
                     "recipe": job.recipe.to_document(),
                 },
                 "resolvedDependencies": [
-                    {"digest": {"sha256": digest.hex()}, "name": contract.asset(digest).name}
-                    for digest in (job.data, job.base)
+                    {"digest": {"sha256": digest.hex()}, "name": contract.asset(digest).name} for digest in job.assets
                 ],
             },
             "runDetails": {

@@ -7,18 +7,20 @@ The tour: ``messages`` (conversations from cells), ``sandbox`` (renders chat tem
 
 from .explain import ExplainedToken, explain_rows
 from .messages import Message, read_messages
-from .plain import completion_ids, document_ids, encode_ids
+from .plain import ENCODER_DECODERS, answer_ids, completion_ids, document_ids, encode_ids
 from .template import ChatTemplate, Rendered, choose_template
 from .tokenizer import SpecialTokens, end_tokens, highest_token, read_tokenizer, special_tokens
 from .tokens import MarkedRow, mark_rows, stop_token
 
 __all__ = [
+    "ENCODER_DECODERS",
     "ChatTemplate",
     "ExplainedToken",
     "MarkedRow",
     "Message",
     "Rendered",
     "SpecialTokens",
+    "answer_ids",
     "choose_template",
     "completion_ids",
     "document_ids",

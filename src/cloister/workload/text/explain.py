@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...contracts.recipe import Recipe
 from ...errors import Malformed, Misuse
 from .messages import read_messages
-from .plain import completion_ids, document_ids
+from .plain import ENCODER_DECODERS, answer_ids, completion_ids, document_ids
 from .template import choose_template, json_object
 from .tokenizer import end_tokens, read_tokenizer, special_tokens
 from .tokens import mark_rows, stop_token
@@ -50,6 +50,9 @@ def explain_rows(
         rows = [(row.ids[:longest], row.learned[:longest]) for row in mark_rows(tokenizer, template, talks, stop)]
     elif recipe.task == "text":
         rows = [(ids, _after(1, ids)) for ids in document_ids(tokenizer, special, texts["text"], longest)]
+    elif recipe.task == "generation" and "prompt" in texts and config.get("model_type") in ENCODER_DECODERS:
+        pairs = answer_ids(tokenizer, special, texts["prompt"], texts["completion"], longest)
+        rows = [((*read, *written), _after(len(read), (*read, *written))) for read, written, _ in pairs]
     elif recipe.task in ("generation", "preference"):
         rows = []
         sides = ("completion",) if recipe.task == "generation" else ("chosen", "rejected")

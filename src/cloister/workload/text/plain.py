@@ -9,9 +9,14 @@ from tokenizers import Tokenizer
 from ...errors import Misuse
 from .tokenizer import SpecialTokens
 
-__all__ = ["completion_ids", "document_ids", "encode_ids"]
+__all__ = ["ENCODER_DECODERS", "answer_ids", "completion_ids", "document_ids", "encode_ids"]
 
+# Architectures of two parts: one reads the prompt, the other writes. mBART is not among them: its texts begin or end
+# with their language's token, which no recipe names.
+ENCODER_DECODERS = frozenset({"bart", "mt5", "t5", "umt5"})
 _CHUNK = 4096
+# No tokenizer makes fewer tokens than one in so many characters of ordinary text; cutting first keeps huge cells cheap.
+_CHARACTERS_PER_TOKEN = 64
 
 
 def completion_ids(
@@ -46,6 +51,36 @@ def completion_ids(
     if any(len(ids) <= max(target, 1) for ids, target in rows):
         raise Misuse("data.blank", "Some completions are too short to learn from without a prompt; drop these rows.")
     return rows
+
+
+def answer_ids(
+    tokenizer: Tokenizer,
+    tokens: SpecialTokens,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    max_length: int,
+    *,
+    ended: bool = True,
+) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """For an encoder-decoder: what is read, what is written, and how many tokens of that come before the completion.
+
+    Read is the prompt with the tokens that the tokenizer itself adds, cut at its end. Written are a begin token where
+    the tokenizer puts one before a text, the completion, and an end token if ``ended``. Both have at most
+    ``max_length`` tokens. Misuse where one of them is empty.
+    """
+    head = [] if tokens.begin is None else [tokens.begin]
+    tail = [tokens.end] if ended and tokens.end is not None else []
+    longest = max_length * _CHARACTERS_PER_TOKEN
+    tokenizer.enable_truncation(max_length)
+    try:
+        read = encode_ids(tokenizer, [prompt[:longest] for prompt in prompts], True)
+    finally:
+        tokenizer.no_truncation()
+    written = encode_ids(tokenizer, completions, False)
+    if not all(written) or not all(read):
+        raise Misuse("data.blank", "Some rows have an empty prompt or completion; drop these rows.")
+    whole = [(*head, *ids, *tail)[:max_length] for ids in written]
+    return [(tuple(r), w, len(head)) for r, w in zip(read, whole, strict=True)]
 
 
 def document_ids(

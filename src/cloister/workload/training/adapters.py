@@ -28,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...contracts.recipe import Adapter, Ia3Settings, LoraSettings, PTuningSettings, Recipe, TokenSettings
 from ...errors import Misuse
+from .batching import is_encoder_decoder
 
 __all__ = ["adapter_state", "add_adapter", "lora_targets", "virtual_tokens"]
 
@@ -43,7 +44,8 @@ def add_adapter(model: nn.Module, recipe: Recipe, *, causal: bool) -> Any:
     if recipe.adapter is None:
         return model
     config = _config(model, recipe.method, recipe.adapter)
-    config.task_type = TaskType.CAUSAL_LM if causal else TaskType.FEATURE_EXTRACTION
+    writes = TaskType.SEQ_2_SEQ_LM if is_encoder_decoder(model) else TaskType.CAUSAL_LM
+    config.task_type = writes if causal else TaskType.FEATURE_EXTRACTION
     with warnings.catch_warnings():
         # This PEFT asks transformers for a property by its older name, which only warns.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -92,7 +94,7 @@ def _config(model: nn.Module, method: str, settings: Adapter) -> PeftConfig:
     if isinstance(settings, Ia3Settings):
         targets, inputs = _ia3_targets(model, settings)
         return IA3Config(target_modules=targets, feedforward_modules=inputs, fan_in_fan_out=fan_in_fan_out)
-    shape = {"num_virtual_tokens": settings.tokens, **_shape(model)}
+    shape = {"num_virtual_tokens": settings.tokens, **_shape(model, method)}
     if isinstance(settings, PTuningSettings):
         return PromptEncoderConfig(encoder_hidden_size=settings.hidden, **shape)
     return PrefixTuningConfig(**shape) if method == "prefix" else PromptTuningConfig(**shape)
@@ -110,7 +112,7 @@ def _checked(model: nn.Module, targets: Collection[str] | None, method: str) -> 
 
 def _ia3_targets(model: Any, settings: Ia3Settings) -> tuple[list[str], list[str]]:
     """Layers that are scaled, and those of them whose inputs are scaled instead of their outputs."""
-    kind = model.config.model_type
+    kind = {"umt5": "mt5"}.get(model.config.model_type, model.config.model_type)  # the same layers
     inputs = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
     if settings.targets is None:
         known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
@@ -121,9 +123,23 @@ def _ia3_targets(model: Any, settings: Ia3Settings) -> tuple[list[str], list[str
     return targets, [name for name in targets if name in inputs]
 
 
-def _shape(model: Any) -> dict[str, int]:
+def _shape(model: Any, method: str) -> dict[str, int]:
     """What PEFT otherwise guesses from a few architectures' names for it; it sees to grouped keys itself."""
     config = model.config  # transformers maps each architecture's own names to these
+    if is_encoder_decoder(model):
+        return _decoder_shape(config) if method == "prefix" else {**_common(config), "num_transformer_submodules": 1}
+    return _common(config)
+
+
+def _decoder_shape(config: Any) -> dict[str, int]:
+    """A prefix stands in the decoder's own attention, whose heads may be wider than the model (T5's ``d_kv``)."""
+    heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
+    layers = getattr(config, "num_decoder_layers", None) or config.decoder_layers
+    width = getattr(config, "d_kv", config.hidden_size // heads)
+    return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * width}
+
+
+def _common(config: Any) -> dict[str, int]:
     return {
         "num_layers": config.num_hidden_layers,
         "num_attention_heads": config.num_attention_heads,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import Malformed, Misuse
+from ..text import ENCODER_DECODERS
 
-__all__ = ["DECODERS", "ENCODERS", "check_config", "positions"]
+__all__ = ["DECODERS", "ENCODERS", "ENCODER_DECODERS", "check_config", "positions"]
 
 ENCODERS = frozenset(
     {"bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}
@@ -34,7 +35,9 @@ _REFUSED = frozenset(
     }
 )  # fmt: skip
 _CODE = frozenset({"auto_map", "custom_pipelines", "trust_remote_code"})
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYERS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers",
+)  # fmt: skip
 _MAX_LAYERS = 512
 _MAX_NUMBER = 2**31
 _MAX_DEPTH = 16
@@ -48,9 +51,11 @@ def check_config(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise Malformed("model.config", "The base model's config.json names no model_type; seal the whole folder.")
     refuse_machinery(config, "config.json")
-    if config["model_type"] not in ENCODERS | DECODERS:
-        known = ", ".join(sorted(ENCODERS | DECODERS))
+    if config["model_type"] not in ENCODERS | DECODERS | ENCODER_DECODERS:
+        known = ", ".join(sorted(ENCODERS | DECODERS | ENCODER_DECODERS))
         raise Misuse("model.architecture", f"The base model's architecture isn't supported; supported are: {known}.")
+    if config["model_type"] in ENCODER_DECODERS and config.get("is_encoder_decoder", True) is not True:
+        raise Malformed("model.config", "The base model's config.json denies its decoder; seal the published file.")
     for name in _LAYERS:
         if isinstance(config.get(name), int) and config[name] > _MAX_LAYERS:
             raise Malformed("model.config", f"The base model's config.json asks for more than {_MAX_LAYERS} layers.")

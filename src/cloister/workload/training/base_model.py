@@ -17,7 +17,7 @@ from torch import nn
 
 from ...errors import Malformed, Misuse
 from ..text import SpecialTokens, end_tokens, highest_token, read_tokenizer, special_tokens
-from .architectures import DECODERS, check_config, positions, refuse_machinery
+from .architectures import DECODERS, ENCODER_DECODERS, check_config, positions, refuse_machinery
 from .build import build, build_fresh
 from .tensors import read_tensors
 
@@ -37,7 +37,7 @@ _CARRIED = (
 
 @dataclass
 class BaseModel:
-    """A checked model folder. ``weights`` are consumed by the first ``encoder()`` or ``causal_lm()``."""
+    """A checked model folder. ``weights`` are consumed by the first model that is built of it."""
 
     config: dict[str, Any]
     tokenizer: Tokenizer
@@ -51,6 +51,10 @@ class BaseModel:
         return self.config["model_type"] in DECODERS
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        return self.config["model_type"] in ENCODER_DECODERS
+
+    @property
     def stops(self) -> frozenset[int]:
         """The token ids at which its owner lets generation stop."""
         return end_tokens(self.tokens, self.config, self.generation_config())
@@ -59,9 +63,10 @@ class BaseModel:
         """generation_config.json as its owner sealed it, or an empty object."""
         return _object("generation_config.json", self.carried.get("generation_config.json", b"{}"))
 
-    def encoder(self) -> nn.Module:
-        """The bare encoder (AutoModel's class) in float32, evaluation mode, ready for a head."""
-        return build(self.config, self._take(), highest_token(self.tokenizer), head=False)
+    def encoder(self, *, four_bits: bool = False) -> nn.Module:
+        """The bare encoder (AutoModel's class) in float32, evaluation mode, ready for a head. ``four_bits``: with its
+        linear layers held in 4 bits."""
+        return build(self.config, self._take(), highest_token(self.tokenizer), head=False, four_bits=four_bits)
 
     def fresh_causal_lm(self, seed: int) -> nn.Module:
         """The same architecture with weights that begin at random, whatever weights the folder has."""
@@ -69,10 +74,28 @@ class BaseModel:
         self.weights = {}
         return build_fresh(self.config, highest_token(self.tokenizer), seed)
 
-    def causal_lm(self) -> nn.Module:
+    def causal_lm(self, *, four_bits: bool = False) -> nn.Module:
         """The causal language model in float32. Misuse if the architecture is an encoder."""
         self._require_decoder()
-        return build(self.config, self._take(), highest_token(self.tokenizer), head=True)
+        return build(self.config, self._take(), highest_token(self.tokenizer), head=True, four_bits=four_bits)
+
+    def encoder_decoder(self, seed: int | None = None) -> nn.Module:
+        """Both parts with the language head, in float32. ``seed``: with weights that begin at random.
+
+        Malformed (``model.config``) where the config doesn't say with which token a text begins.
+        """
+        if seed is None:
+            model: Any = build(self.config, self._take(), highest_token(self.tokenizer), head=True)
+        else:
+            self.weights = {}
+            model = build_fresh(self.config, highest_token(self.tokenizer), seed)
+        start, rows = model.config.decoder_start_token_id, model.get_input_embeddings().weight.shape[0]
+        if not isinstance(start, int) or not 0 <= start < rows:
+            raise Malformed(
+                "model.config", "The base model's config.json has no decoder_start_token_id; seal the published file."
+            )
+        built: nn.Module = model
+        return built
 
     def _require_decoder(self) -> None:
         if not self.is_decoder:

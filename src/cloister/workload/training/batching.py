@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from ...crypto import frame, sha256
+from ..text import ENCODER_DECODERS
 
 __all__ = [
     "IGNORED",
     "EpochSampler",
     "Row",
     "Rows",
+    "collate_answers",
     "collate_causal",
     "collate_flags",
     "collate_labelled",
@@ -24,7 +28,10 @@ __all__ = [
     "collate_pairs",
     "collate_tags",
     "epoch_order",
+    "is_encoder_decoder",
+    "learned",
     "row_digest",
+    "text_collate",
 ]
 
 IGNORED = -100  # cross entropy passes over targets of this value
@@ -37,7 +44,8 @@ class Row:
     relevance in millionths.
 
     ``marks``: the numbers of all labels that hold, or one number an id (its tag or ``IGNORED``; its token type).
-    ``others``: the ids of further texts that belong to this one.
+    ``others``: the ids of further texts that belong to this one; the text that is written, where ``ids`` are read by an
+    encoder, and ``target`` counts of it.
     """
 
     ids: tuple[int, ...]
@@ -117,15 +125,47 @@ def collate_labelled(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([row.target for row in rows])}
 
 
+def learned(row: Row) -> tuple[int, ...]:
+    """The targets of a row for a causal model, one an id: itself or ``IGNORED``."""
+    # Learned here and there, as in a conversation, or from the completion's first token on.
+    return row.marks or (IGNORED,) * row.target + row.ids[row.target :]
+
+
 def collate_causal(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
     """A batch for a causal model: only the completion's tokens are targets."""
     ids, mask = _padded(rows, pad)
-    labels = ids.masked_fill(mask == 0, IGNORED)
-    for place, row in enumerate(rows):
-        labels[place, : row.target] = IGNORED
-        if row.marks:  # learned here and there, as in a conversation
-            labels[place, : len(row.marks)] = torch.tensor(row.marks)
+    width = ids.shape[1]
+    labels = torch.tensor([learned(row) + (IGNORED,) * (width - len(row.ids)) for row in rows])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def collate_answers(rows: Sequence[Row], pad: int, start: int) -> dict[str, torch.Tensor]:
+    """A batch for an encoder-decoder: it reads ``ids`` and learns the first of ``others``, from ``target`` on.
+
+    The decoder sees what it wrote so far, beginning with ``start``. Its padding is on the right, so causal attention
+    hides it from all that is learned.
+    """
+    ids, mask = _padded(rows, pad)
+    written, within = _padded([Row(row.others[0], 0) for row in rows], pad)
+    targets = torch.tensor([row.target for row in rows]).unsqueeze(1)
+    learned = (within == 1) & (torch.arange(written.shape[1]) >= targets)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "decoder_input_ids": torch.cat([torch.full((len(rows), 1), start), written[:, :-1]], dim=1),
+        "labels": written.masked_fill(~learned, IGNORED),
+    }
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    return getattr(getattr(model, "config", None), "model_type", None) in ENCODER_DECODERS
+
+
+def text_collate(model: Any) -> Callable[..., dict[str, torch.Tensor]]:
+    """How rows become a batch for a ``model`` that writes text."""
+    if is_encoder_decoder(model):
+        return partial(collate_answers, start=model.config.decoder_start_token_id)
+    return collate_causal
 
 
 def collate_flags(rows: Sequence[Row], pad: int, labels: int) -> dict[str, torch.Tensor]:

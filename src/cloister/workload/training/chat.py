@@ -13,6 +13,7 @@ from ..text import ChatTemplate, MarkedRow, Message, choose_template, mark_rows,
 from .base_model import BaseModel
 from .batching import IGNORED, Row
 from .generate import run_causal
+from .privacy import users
 from .run import Ports, TrainingResult
 
 __all__ = ["run_chat"]
@@ -20,7 +21,7 @@ __all__ = ["run_chat"]
 
 def run_chat(recipe: Recipe, base: BaseModel, table: Table, ports: Ports, split: Split | None) -> TrainingResult:
     """See ``engine.run_training``."""
-    return run_causal(recipe, base, _conversations(recipe, base, table), ports, split)
+    return run_causal(recipe, base, _conversations(recipe, base, table), ports, split, users(recipe, table))
 
 
 @dataclass(frozen=True)

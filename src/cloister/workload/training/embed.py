@@ -14,6 +14,7 @@ from .base_model import BaseModel
 from .batching import Row, collate_matches
 from .encoders import body, equip
 from .heads import PooledEncoder, Pooling, choose_pooling
+from .looks import Look
 from .predict import embeddings
 from .run import Ports, Timings, TrainingResult, device, train
 from .tokenize import encode_labelled
@@ -31,13 +32,13 @@ def run_embedding(recipe: Recipe, base: BaseModel, table: Table, ports: Ports, s
     if len(texts) == 3 and any(good == bad for good, bad in zip(texts[1], texts[2], strict=True)):
         raise Misuse("data.pairs", "Some rows have the same text as positive and negative; drop these rows.")
     # Rows that share a query or a positive would tell across the border what belongs together.
-    split = split or split_rows(joined_groups(texts[0], texts[1]), None, recipe.validation, recipe.seed)
+    split = split or split_rows(joined_groups(texts[0], texts[1]), None, recipe.validation, recipe.seed, recipe.test)
     pooling = Pooling(choose_pooling(recipe.pooling, base).mode, True)
-    encoder, _, max_length = body(recipe, base)
+    encoder, _, max_length = body(recipe, base, ports)
     model = PooledEncoder(encoder, pooling).to(device())
     columns = [encode_labelled(base.tokenizer, column, [0] * len(column), max_length) for column in texts]
     training = [Row(columns[0][r].ids, 0, (), tuple(c[r].ids for c in columns[1:])) for r in split.training]
-    queries, pool, right = _pool(texts, split.validation)
+    queries, pool, right = _pool(texts, split.report)
 
     def vectors(wanted: list[tuple[int, int]]) -> np.ndarray:
         return embeddings(model, [columns[c][r] for c, r in wanted], base.tokens.pad, ports.lease)
@@ -47,11 +48,16 @@ def run_embedding(recipe: Recipe, base: BaseModel, table: Table, ports: Ports, s
         before = pool_figures(vectors(queries), vectors(pool), right)
     ports.progress.report("prepare", 1, 1, {})
     equip(model, recipe)
-    train(model, recipe, base, training, collate_matches, ports, timings)
+
+    def look() -> Look:
+        asked, among, wanted = _pool(texts, split.validation)
+        return Look("mrr", float(pool_figures(vectors(asked), vectors(among), wanted)["mrr"].mean()))
+
+    train(model, recipe, base, training, collate_matches, ports, timings, look)
     ports.progress.report("evaluate", 0, 1, {})
     with timings.measure("predict"):
         after = pool_figures(vectors(queries), vectors(pool), right)
-    evaluation = evaluate_queries(before, after, base_kind="frozen", rows=len(split.validation), seed=recipe.seed)
+    evaluation = evaluate_queries(before, after, base_kind="frozen", rows=len(split.report), seed=recipe.seed)
     ports.progress.report("evaluate", 1, 1, {"mrr": f"{evaluation.scores['mrr'].tuned:f}"})
     found = {"rows": np.array([r for _, r in queries]), "base": before["mrr"], "tuned": after["mrr"]}
     return TrainingResult(recipe, base, model, evaluation, found, max_length, None, pooling, timings)

@@ -11,14 +11,17 @@ from ...contracts.recipe import Recipe
 from ..evaluation import Probe
 from .adapters import add_adapter, virtual_tokens
 from .base_model import BaseModel
+from .run import Ports, device
 
 __all__ = ["body", "encode_pairs", "equip", "takes_types"]
 
 
-def body(recipe: Recipe, base: BaseModel) -> tuple[Any, int, int]:
-    """The bare encoder, its width, and how long a row may be. The recipe's seed is set for the head to be drawn."""
-    encoder: Any = base.encoder()
+def body(recipe: Recipe, base: BaseModel, ports: Ports) -> tuple[Any, int, int]:
+    """The bare encoder, its width, and how long a row may be. What it makes of general text is remembered, and the
+    recipe's seed is set for the head to be drawn."""
+    encoder: Any = base.encoder(four_bits=recipe.method == "qlora").to(device())
     max_length = base.max_length(recipe.max_length, encoder, taken=virtual_tokens(recipe))
+    ports.general.before_encoder(encoder, max_length)
     torch.manual_seed(recipe.seed)
     return encoder, int(encoder.config.hidden_size), max_length
 

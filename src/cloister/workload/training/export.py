@@ -65,7 +65,32 @@ def _head(result: TrainingResult) -> dict[str, bytes]:
     if result.pooling is not None:
         mode, normalize = result.pooling.mode, result.pooling.normalize
         files["pooling.json"] = _json({"max_length": result.max_length, "mode": mode, "normalize": normalize})
+    if isinstance(result.model, PooledEncoder) and result.recipe.adapter is None:
+        files |= _sentence_encoder(result)
     return files
+
+
+def _sentence_encoder(result: TrainingResult) -> dict[str, bytes]:
+    """What sentence-transformers opens a folder of weights by, in the spelling that its older releases read, too."""
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [
+        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for place, (kind, path) in enumerate(kinds)
+    ]
+    first = result.model.pooling.mode == "first"
+    return {
+        "modules.json": _json(modules),
+        "sentence_bert_config.json": _json({"max_seq_length": result.max_length, "do_lower_case": False}),
+        "1_Pooling/config.json": _json(
+            {
+                "word_embedding_dimension": result.model.encoder.config.hidden_size,
+                "pooling_mode_cls_token": first,
+                "pooling_mode_mean_tokens": not first,
+                "pooling_mode_max_tokens": False,
+                "pooling_mode_mean_sqrt_len_tokens": False,
+            }
+        ),
+    }
 
 
 def _body(result: TrainingResult) -> Any:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ...contracts.recipe import Recipe
 from ...errors import Misuse
 from ..data import Split, Table, items, rarest, split_rows
-from ..evaluation import entity_counts, evaluate_extraction, fit_probe
+from ..evaluation import Probe, entity_counts, evaluate_extraction, fit_probe
 from .base_model import BaseModel
 from .batching import IGNORED, Row, collate_tags
 from .encoders import body, equip
 from .heads import TokenClassifier
+from .looks import Look
 from .predict import word_outputs
 from .run import Ports, Timings, TrainingResult, device, train
 
@@ -29,58 +31,99 @@ def run_extraction(recipe: Recipe, base: BaseModel, table: Table, ports: Ports, 
     words, tags = (items(table.column(recipe.columns[role])) for role in ("tokens", "tags"))
     labels, iob2 = tag_form(words, tags)
     wholes = [" ".join(row) for row in words]
-    split = split or split_rows(wholes, rarest([set(row) - {"O"} for row in tags]), recipe.validation, recipe.seed)
-    encoder, width, max_length = body(recipe, base)
+    split = split or split_rows(
+        wholes, rarest([set(row) - {"O"} for row in tags]), recipe.validation, recipe.seed, recipe.test
+    )
+    encoder, width, max_length = body(recipe, base, ports)
     model = TokenClassifier(encoder, width, len(labels)).to(device())
     number = {name: place for place, name in enumerate(labels)}
-    rows, kept = encode_words(base, words, [[number[tag] for tag in row] for row in tags], max_length)
-    training, validation = [rows[r] for r in split.training if kept[r]], [rows[r] for r in split.validation]
-    truth = [tags[r] for r in split.validation]
+    texts = _Texts(
+        words, tags, labels, iob2, *encode_words(base, words, [[number[t] for t in row] for row in tags], max_length)
+    )
+    training = [texts.rows[r] for r in split.training if texts.kept[r]]
     if not training:
         raise Misuse("data.few", "No training row has a word that the base can read; check 'columns.tokens'.")
 
-    def tagged(outputs: Sequence[np.ndarray]) -> list[list[str]]:
-        """Words that were cut off or that have no piece are found to be nothing."""
-        found = []
-        for row, values in zip(split.validation, outputs, strict=True):
-            given = ["O"] * len(words[row])
-            for word, value in zip(kept[row], values, strict=True):
-                given[word] = labels[int(value.argmax())]
-            found.append(given)
-        return found
+    def outputs(rows: Sequence[Row], *, embed: bool = False) -> list[np.ndarray]:
+        return list(word_outputs(model, rows, base.tokens.pad, ports.lease, embed=embed))
+
+    def answered(places: Sequence[int]) -> list[list[str]]:
+        return texts.tagged(places, outputs([texts.rows[r] for r in places]))
 
     ports.progress.report("prepare", 0, 1, {})
     with timings.measure("embed"):
-        seen, held = (
-            word_outputs(model, part, base.tokens.pad, ports.lease, embed=True) for part in (training, validation)
-        )
-    vectors = np.concatenate(seen)
-    targets = np.array([mark for row in training for mark in row.marks if mark != IGNORED], dtype=np.int64)
-    chosen = np.random.default_rng(recipe.seed).permutation(len(targets))[:_PROBED_WORDS]
-    if len(set(targets[chosen].tolist())) < 2:
-        raise Misuse("data.tags", "The training rows hold one tag only; extraction needs at least two.")
+        seen = outputs(training, embed=True)
+        held = outputs([texts.rows[r] for r in split.report], embed=True)
     with timings.measure("probe"):
-        probe = fit_probe(vectors[chosen], targets[chosen], len(labels), recipe.seed)
-    common = _commonest([(words[r], tags[r]) for r in split.training])
-    orders = {
-        "probe": tagged([probe.logits(value) if len(value) else value for value in held]),
-        "majority": [[common.get(word, "O") for word in words[r]] for r in split.validation],
-    }
-    kind = max(orders, key=lambda name: _f1(entity_counts(truth, orders[name], iob2=iob2)))
+        probe = _probe(seen, training, len(labels), recipe.seed)
+    kind, compared = texts.base_answers(probe, held, split)
     ports.progress.report("prepare", 1, 1, {})
     probe.bias[:] = np.maximum(probe.bias, -10.0)  # a tag without a training word must not dominate the gradients
     equip(model, recipe, probe)
-    train(model, recipe, base, training, collate_tags, ports, timings)
+
+    def look() -> Look:
+        return Look("entity_f1", _f1(texts.counts(split.validation, answered(split.validation))))
+
+    train(model, recipe, base, training, collate_tags, ports, timings, look)
     ports.progress.report("evaluate", 0, 1, {})
     with timings.measure("predict"):
-        answers = tagged(word_outputs(model, validation, base.tokens.pad, ports.lease, embed=False))
-    cut = sum(len(row) - len(k) for row, k in zip(words, kept, strict=True))
+        answers = answered(split.report)
     evaluation = evaluate_extraction(
-        truth, orders[kind], answers, iob2=iob2, base_kind=kind, words_cut=cut, seed=recipe.seed
-    )
+        [tags[r] for r in split.report], compared, answers,
+        iob2=iob2, base_kind=kind, words_cut=texts.words_cut, seed=recipe.seed,
+    )  # fmt: skip
     ports.progress.report("evaluate", 1, 1, {"entity_f1": f"{evaluation.scores['entity_f1'].tuned:f}"})
-    found = {"rows": np.array(split.validation)}
+    counts = {"base": texts.counts(split.report, compared), "tuned": texts.counts(split.report, answers)}
+    found = {"rows": np.array(split.report), **counts}
     return TrainingResult(recipe, base, model, evaluation, found, max_length, labels, None, timings)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """All rows: their words and tags, and as pieces. ``kept``: which words of each row have a piece."""
+
+    words: Sequence[Sequence[str]]
+    tags: Sequence[Sequence[str]]
+    labels: tuple[str, ...]
+    iob2: bool
+    rows: list[Row]
+    kept: list[list[int]]
+
+    @property
+    def words_cut(self) -> int:
+        return sum(len(row) - len(kept) for row, kept in zip(self.words, self.kept, strict=True))
+
+    def tagged(self, places: Sequence[int], outputs: Sequence[np.ndarray]) -> list[list[str]]:
+        """Words that were cut off or that have no piece are found to be nothing."""
+        found = []
+        for row, values in zip(places, outputs, strict=True):
+            given = ["O"] * len(self.words[row])
+            for word, value in zip(self.kept[row], values, strict=True):
+                given[word] = self.labels[int(value.argmax())]
+            found.append(given)
+        return found
+
+    def counts(self, places: Sequence[int], given: Sequence[Sequence[str]]) -> np.ndarray:
+        return entity_counts([self.tags[r] for r in places], given, iob2=self.iob2)
+
+    def base_answers(self, probe: Probe, held: Sequence[np.ndarray], split: Split) -> tuple[str, list[list[str]]]:
+        """The better of the probe's tags on what is reported and each word's commonest one, and which it is."""
+        common = _commonest([(self.words[r], self.tags[r]) for r in split.training])
+        orders = {
+            "probe": self.tagged(split.report, [probe.logits(value) if len(value) else value for value in held]),
+            "majority": [[common.get(word, "O") for word in self.words[r]] for r in split.report],
+        }
+        kind = max(orders, key=lambda name: _f1(self.counts(split.report, orders[name])))
+        return kind, orders[kind]
+
+
+def _probe(seen: Sequence[np.ndarray], training: Sequence[Row], labels: int, seed: int) -> Probe:
+    vectors = np.concatenate(seen)
+    targets = np.array([mark for row in training for mark in row.marks if mark != IGNORED], dtype=np.int64)
+    chosen = np.random.default_rng(seed).permutation(len(targets))[:_PROBED_WORDS]
+    if len(set(targets[chosen].tolist())) < 2:
+        raise Misuse("data.tags", "The training rows hold one tag only; extraction needs at least two.")
+    return fit_probe(vectors[chosen], targets[chosen], labels, seed)
 
 
 def tag_form(words: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], bool]:

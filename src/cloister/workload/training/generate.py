@@ -1,4 +1,4 @@
-"""Tasks that learn to write text: the base's loss on the validation rows → training → the tuned model's on the same.
+"""Tasks that learn to write text: the base's loss on the rows of the report → training → the tuned model's on the same.
 
 ``run_causal`` is the whole run. ``Examples`` are what a task gives it: how texts become rows, and which tokens of them
 are learned. Here are those of generation and plain text; ``chat`` has its own.
@@ -12,19 +12,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ...contracts.recipe import Recipe
 from ..data import Split, Table, split_rows
 from ..evaluation import Evaluation, evaluate_generation
 from .adapters import add_adapter, virtual_tokens
 from .base_model import BaseModel
-from .batching import IGNORED, Row, collate_causal
+from .batching import Row, text_collate
+from .looks import Look
 from .predict import completion_losses
+from .privacy import numbered, split_units, users
 from .run import Ports, Timings, TrainingResult, device, train
-from .tokenize import encode_completions, encode_documents
+from .tokenize import encode_answers, encode_completions, encode_documents, text_bytes
 
-__all__ = ["Examples", "causal_model", "run_causal", "run_generation", "text_bytes"]
+__all__ = ["Examples", "causal_model", "equipped", "run_causal", "run_generation"]
 
 
 class Examples(Protocol):
@@ -50,38 +51,54 @@ class Examples(Protocol):
 
 def run_generation(recipe: Recipe, base: BaseModel, table: Table, ports: Ports, split: Split | None) -> TrainingResult:
     """See ``engine.run_training``."""
-    return run_causal(recipe, base, _texts(recipe, base, table), ports, split)
+    return run_causal(recipe, base, _texts(recipe, base, table), ports, split, users(recipe, table))
 
 
 def run_causal(
-    recipe: Recipe, base: BaseModel, examples: Examples, ports: Ports, split: Split | None
+    recipe: Recipe,
+    base: BaseModel,
+    examples: Examples,
+    ports: Ports,
+    split: Split | None,
+    named: Sequence[str] | None = None,
 ) -> TrainingResult:
+    """``named``: whose each row is, where a private run hides users."""
     timings = Timings()
-    split = split or split_rows(examples.wholes, None, recipe.validation, recipe.seed)
-    model, max_length = causal_model(recipe, base)
-    training, _ = examples.encode(split.training, max_length, ended=True)
+    private = recipe.privacy is not None
+    if split is None and private:
+        split = split_units(examples.wholes, named, recipe.validation, recipe.seed)
+    split = split or split_rows(examples.wholes, None, recipe.validation, recipe.seed, recipe.test)
+    model, max_length = causal_model(recipe, base, ports)
+    training, units = _training_rows(recipe, examples, split, max_length, named)
     # Evaluated without the end token: learning only where to stop must not look like learning the text.
-    validation, places = examples.encode(split.validation, max_length, ended=False)
+    report, places = examples.encode(split.report, max_length, ended=False)
+    seen = examples.encode(split.validation, max_length, ended=False)[0] if split.test else report
     ports.progress.report("prepare", 0, 1, {})
     with timings.measure("predict"):
-        before = completion_losses(model, validation, base.tokens.pad, ports.lease)
+        before = completion_losses(model, report, base.tokens.pad, ports.lease)
     ports.progress.report("prepare", 1, 1, {})
-    torch.manual_seed(recipe.seed)
-    model = add_adapter(model, recipe, causal=True)
-    train(model, recipe, base, training, collate_causal, ports, timings)
+    model = equipped(model, recipe, ports)
+
+    def look() -> Look:
+        losses = completion_losses(model, seen, base.tokens.pad, ports.lease)
+        return Look("loss", float(losses.nats.sum(dtype=np.float64) / losses.tokens.sum()), lower=True)
+
+    train(model, recipe, base, training, text_collate(model), ports, timings, look, units)
     ports.progress.report("evaluate", 0, 1, {})
     with timings.measure("predict"):
-        after = completion_losses(model, validation, base.tokens.pad, ports.lease)
+        after = completion_losses(model, report, base.tokens.pad, ports.lease)
     evaluation = evaluate_generation(
         before.nats.astype(np.float64),
         after.nats.astype(np.float64),
         after.tokens,
-        text_bytes(base, validation),
+        text_bytes(base, report),
         recipe.seed,
         base_kind="random" if recipe.method == "scratch" else "untuned",
     )
     ports.progress.report("evaluate", 1, 1, {"bits_per_byte": f"{evaluation.scores['bits_per_byte'].tuned:f}"})
-    evaluation = Evaluation(evaluation.scores, {**evaluation.facts, **examples.facts})
+    # How many rows were left out tells exactly of those that were trained on, too.
+    told = {name: fact for name, fact in examples.facts.items() if not private or name != "rows_left_out"}
+    evaluation = Evaluation(evaluation.scores, {**evaluation.facts, **told})
     found = {
         "rows": np.array(places),
         "base_nats": before.nats,
@@ -93,23 +110,40 @@ def run_causal(
     )
 
 
-def causal_model(recipe: Recipe, base: BaseModel) -> tuple[Any, int]:
-    """The untuned language model on its device, and how many tokens a row may have."""
-    model: Any = base.fresh_causal_lm(recipe.seed) if recipe.method == "scratch" else base.causal_lm()
+def _training_rows(
+    recipe: Recipe, examples: Examples, split: Split, max_length: int, named: Sequence[str] | None
+) -> tuple[list[Row], Sequence[int] | None]:
+    """The rows and, for a private run, each one's unit: all pieces of a document are of one."""
+    if recipe.privacy is None:
+        return examples.encode(split.training, max_length, ended=True)[0], None
+    if recipe.task != "text":
+        rows, places = examples.encode(split.training, max_length, ended=True)
+        return rows, numbered(places, named)
+    pieces = [(row, p) for p in split.training for row in examples.encode([p], max_length, ended=True)[0]]
+    return [row for row, _ in pieces], numbered([place for _, place in pieces], named)
+
+
+def causal_model(recipe: Recipe, base: BaseModel, ports: Ports) -> tuple[Any, int]:
+    """The untuned language model on its device, and how many tokens a row may have. Its loss on general text is
+    remembered."""
+    if base.is_encoder_decoder:
+        model: Any = base.encoder_decoder(recipe.seed if recipe.method == "scratch" else None)
+    elif recipe.method == "scratch":
+        model = base.fresh_causal_lm(recipe.seed)
+    else:
+        model = base.causal_lm(four_bits=recipe.method == "qlora")
     model = model.to(device())
-    return model, base.max_length(recipe.max_length, model, taken=virtual_tokens(recipe))
+    max_length = base.max_length(recipe.max_length, model, taken=virtual_tokens(recipe))
+    ports.general.before_language(model, max_length)
+    return model, max_length
 
 
-def text_bytes(base: BaseModel, rows: Sequence[Row]) -> NDArray[np.int64]:
-    """UTF-8 bytes of what each row's learned tokens stand for: where a text was cut, of its kept part."""
-    texts = base.tokenizer.decode_batch([_learned(row) for row in rows], skip_special_tokens=True)
-    return np.array([max(1, len(text.encode())) for text in texts], dtype=np.int64)
-
-
-def _learned(row: Row) -> list[int]:
-    if row.marks:
-        return [number for number in row.marks[1:] if number != IGNORED]
-    return list(row.ids[max(row.target, 1) :])
+def equipped(model: Any, recipe: Recipe, ports: Ports) -> Any:
+    """With its adapter, and what holds it near the base, as training begins."""
+    torch.manual_seed(recipe.seed)
+    model = add_adapter(model, recipe, causal=True)
+    ports.general.hold(model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -138,6 +172,8 @@ class _Texts:
             rows = encode_documents(tokenizer, tokens, wanted, max_length, ended=ended)
             return rows, list(range(len(rows)))
         given = None if self.prompts is None else [self.prompts[p] for p in places]
+        if self.base.is_encoder_decoder and given is not None:
+            return encode_answers(self.base, given, wanted, max_length, ended=ended), list(places)
         return encode_completions(tokenizer, tokens, given, wanted, max_length, ended=ended), list(places)
 
 

@@ -93,7 +93,7 @@ class PooledClassifier(nn.Module):
     ) -> dict[str, Any]:
         embedded = self.embed(input_ids, attention_mask, **types)
         with torch.autocast(embedded.device.type, enabled=False):
-            logits = F.linear(embedded, self.head.weight * self.scale, self.head.bias)
+            logits = self.head(embedded * self.scale)  # called as a layer: private training reads gradients there
             loss = None
             if labels is not None:
                 each = F.binary_cross_entropy_with_logits if self.independent else F.cross_entropy

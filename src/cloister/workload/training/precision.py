@@ -2,7 +2,7 @@
 
 On CPUs with AMX, and on GPUs, matrix products in bfloat16 are several times faster. Everything that is small and
 delicate stays float32: trainable weights, optimizer, head, loss. Results are always evaluated in float32, as
-recipients open them.
+recipients open them; a base that is held in 4 bits is opened in 4 bits by them, too.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def _frozen_linears(model: nn.Module) -> list[nn.Linear]:
     # A language head often shares its weight with the embedding, whose sums must stay float32.
     shared = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in shared]
-    return [m for m in linears if not m.weight.requires_grad]
+    # What is held in 4 bits has no floats to round.
+    return [m for m in linears if not m.weight.requires_grad and m.weight.is_floating_point()]
 
 
 @contextmanager
@@ -88,8 +89,12 @@ def _float_attention(enabled: bool) -> Iterator[None]:
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def attention(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, **kwargs: Any) -> Any:
+        if mask is not None and not mask.is_floating_point() and mask.dtype != torch.bool:
+            return plain(module, q, k, v, mask, **kwargs)  # where rows begin: ``packing`` sees to the rest
         if mask is not None and mask.is_floating_point():
             mask = mask.float()
+        if kwargs.get("position_bias") is not None:  # T5's, which is added to the products
+            kwargs["position_bias"] = kwargs["position_bias"].float()
         with torch.autocast("cpu", enabled=False):
             out, weights = plain(module, q.float(), k.float(), v.float(), mask, **kwargs)
         return out.to(q.dtype), weights

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from .batching import IGNORED, Row, collate_causal, collate_labelled, collate_pairs, collate_tags
+from .batching import IGNORED, Row, collate_labelled, collate_pairs, collate_tags, text_collate
 from .heads import PooledClassifier, PooledEncoder, TokenClassifier
 from .ports import Lease
 
@@ -79,14 +79,15 @@ def completion_losses(model: nn.Module, rows: Sequence[Row], pad: int, lease: Le
     """The loss of every row's completion under ``model``, tokens after the first that can be predicted."""
 
     def step(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        # Some adapters put virtual tokens in front; what is predicted after the last of them isn't counted either.
-        found = found[:, -batch["input_ids"].shape[1] : -1].float()
-        targets = batch["labels"][:, 1:]
+        found = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits.float()
+        targets = batch["labels"]
+        if "decoder_input_ids" not in batch:
+            # Some adapters put virtual tokens in front; what is predicted after the last of them isn't counted either.
+            found, targets = found[:, -targets.shape[1] : -1], targets[:, 1:]
         each = F.cross_entropy(found.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
         return torch.stack([each.sum(1), (targets != IGNORED).sum(1).float()], dim=1)
 
-    both = _run(model, rows, partial(collate_causal, pad=pad), step, lease)
+    both = _run(model, rows, partial(text_collate(model), pad=pad), step, lease)
     return CompletionLoss(both[:, 0], both[:, 1].astype(np.int64))
 
 
@@ -125,10 +126,11 @@ def _passes(
 
 def _batches(rows: Sequence[Row]) -> list[list[int]]:
     """Row numbers by length, cut so that each padded batch holds about ``_TOKENS``."""
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))
+    sizes = [max(len(row.ids), *map(len, row.others), 0) for row in rows]
+    order = sorted(range(len(rows)), key=lambda place: sizes[place])
     out: list[list[int]] = []
     for place in order:
-        if out and len(rows[place].ids) * (len(out[-1]) + 1) <= _TOKENS:
+        if out and sizes[place] * (len(out[-1]) + 1) <= _TOKENS:
             out[-1].append(place)
         else:
             out.append([place])

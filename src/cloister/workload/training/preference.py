@@ -19,14 +19,14 @@ from ...contracts.recipe import DpoSettings, Recipe
 from ...errors import Misuse
 from ..data import Split, Table, split_rows
 from ..evaluation import PairFigures, evaluate_preference
-from .adapters import add_adapter
 from .base_model import BaseModel
 from .batching import IGNORED, Row, collate_causal
-from .generate import causal_model, text_bytes
+from .generate import causal_model, equipped
+from .looks import Look, wants_looks
 from .precision import autocast, use_bf16
 from .predict import completion_losses
 from .run import Ports, Timings, TrainingResult, device, train
-from .tokenize import encode_completions
+from .tokenize import encode_completions, text_bytes
 
 __all__ = ["Pair", "PreferenceModel", "collate_pairs", "dpo_loss", "run_preference", "token_log_probabilities"]
 
@@ -57,36 +57,42 @@ def run_preference(recipe: Recipe, base: BaseModel, table: Table, ports: Ports, 
     if any(better == worse for better, worse in zip(chosen, rejected, strict=True)):
         raise Misuse("data.pairs", "Some rows have the same answer as chosen and rejected; drop these rows.")
     # A prompt stands in one part only: other answers to it would tell what is preferred.
-    split = split or split_rows(prompts, None, recipe.validation, recipe.seed)
-    model, max_length = causal_model(recipe, base)
+    split = split or split_rows(prompts, None, recipe.validation, recipe.seed, recipe.test)
+    model, max_length = causal_model(recipe, base, ports)
 
     def encoded(places: Sequence[int], texts: Sequence[str], *, ended: bool = True) -> list[Row]:
         asked, wanted = [prompts[p] for p in places], [texts[p] for p in places]
         return encode_completions(base.tokenizer, base.tokens, asked, wanted, max_length, ended=ended)
 
     training = _pairs(encoded(split.training, chosen), encoded(split.training, rejected))
-    validation = _pairs(encoded(split.validation, chosen), encoded(split.validation, rejected))
-    plain = encoded(split.validation, chosen, ended=False)
+    report = _pairs(encoded(split.report, chosen), encoded(split.report, rejected))
+    seen = _pairs(encoded(split.validation, chosen), encoded(split.validation, rejected)) if wants_looks(recipe) else []
+    plain = encoded(split.report, chosen, ended=False)
     ports.progress.report("prepare", 0, 2, {})
     with timings.measure("predict"):
         # As training will compute them: else rounding would look like a preference.
         with autocast(device(), use_bf16(recipe.precision)):
             training = _referenced(training, _log_probabilities(model, training, base, ports))
+            reference = _log_probabilities(model, seen, base, ports) if seen else None
         ports.progress.report("prepare", 1, 2, {})
-        before = _log_probabilities(model, validation, base, ports)
+        before = _log_probabilities(model, report, base, ports)
         plain_before = completion_losses(model, plain, base.tokens.pad, ports.lease)
     ports.progress.report("prepare", 2, 2, {})
-    torch.manual_seed(recipe.seed)
-    model = add_adapter(model, recipe, causal=True)
-    train(PreferenceModel(model, recipe.dpo), recipe, base, training, collate_pairs, ports, timings)
+    model = equipped(model, recipe, ports)
+    trained = PreferenceModel(model, recipe.dpo)
+
+    def look() -> Look:
+        return Look("loss", trained.loss_of(_log_probabilities(model, seen, base, ports), reference), lower=True)
+
+    train(trained, recipe, base, training, collate_pairs, ports, timings, look)
     ports.progress.report("evaluate", 0, 1, {})
     with timings.measure("predict"):
-        after = _log_probabilities(model, validation, base, ports)
+        after = _log_probabilities(model, report, base, ports)
         plain_after = completion_losses(model, plain, base.tokens.pad, ports.lease)
     figures = PairFigures(before, after, plain_before.nats, plain_after.nats, text_bytes(base, plain))
     evaluation = evaluate_preference(figures, beta=float(recipe.dpo.beta), seed=recipe.seed)
     ports.progress.report("evaluate", 1, 1, {"accuracy": f"{evaluation.scores['accuracy'].tuned:f}"})
-    found = {"rows": np.array(split.validation), "base": before, "tuned": after}
+    found = {"rows": np.array(split.report), "base": before, "tuned": after}
     return TrainingResult(recipe, base, model, evaluation, found, max_length, None, None, timings)
 
 
@@ -106,6 +112,11 @@ class PreferenceModel(nn.Module):
         logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, -input_ids.shape[1] :]
         chosen, rejected = token_log_probabilities(logits, labels).chunk(2)
         return {"loss": dpo_loss(chosen, rejected, reference, self._beta, self._smoothing)}
+
+    def loss_of(self, answers: Any, reference: Any) -> float:
+        """Of answers' log-probabilities (pairs, 2), chosen and rejected ones, as ``reference`` has them."""
+        chosen, rejected = torch.from_numpy(answers).double().unbind(1)
+        return float(dpo_loss(chosen, rejected, torch.from_numpy(reference).double(), self._beta, self._smoothing))
 
 
 def token_log_probabilities(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

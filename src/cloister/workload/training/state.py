@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ...crypto import canonical_json, parse_canonical
 from ...errors import Denied, Malformed
@@ -27,10 +28,12 @@ __all__ = [
     "capture",
     "encode_state",
     "pack",
+    "part_like",
     "read_state",
     "restore_generators",
     "restore_optimizer",
     "restore_weights",
+    "saved_identity",
     "trainable_weights",
     "unpack",
 ]
@@ -87,7 +90,7 @@ def capture(
     arrays: dict[str, torch.Tensor] = {}
     plain: list[list[Any]] = []
     for index, entries in inner["state"].items():
-        for name, value in entries.items():
+        for name, value in _flat(entries):
             if isinstance(value, torch.Tensor):
                 arrays[f"{index}.{name}"] = value
             else:
@@ -105,6 +108,15 @@ def capture(
     return {_WEIGHTS: weights, _OPTIMIZER: arrays, _GENERATORS: generators}, header
 
 
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """bitsandbytes gives its 8-bit state one level deeper, and takes it back without that level."""
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from value.items()
+        else:
+            yield name, value
+
+
 def encode_state(header: Mapping[str, Any], shards: Mapping[str, int]) -> bytes:
     """``state.json``: the header of ``capture``, and how many safetensors files each part was written as."""
     data = canonical_json({**header, "shards": dict(shards)})
@@ -115,37 +127,62 @@ def encode_state(header: Mapping[str, Any], shards: Mapping[str, int]) -> bytes:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A checkpoint whose header was checked, with what is put back later; weights are read when they are put back."""
+    """A checkpoint whose header was checked, with what is put back later; weights are read when they are put back.
+
+    ``further``: tensors by name of the parts that only some trainings have.
+    """
 
     header: Mapping[str, Any]
     optimizer: Mapping[str, torch.Tensor]
     generators: Mapping[str, torch.Tensor]
+    further: Mapping[str, Mapping[str, torch.Tensor]]
 
 
-def read_state(step: int, files: SavedFiles, identity: Mapping[str, str]) -> SavedState:
-    """Denied (``resume.differs``) if it is of another recipe, base or dataset; Malformed if it is not a whole one."""
-    header = _header(step, files)
+def read_state(step: int, files: SavedFiles, identity: Mapping[str, str], further: Sequence[str] = ()) -> SavedState:
+    """Denied (``resume.differs``) if it is of another recipe, base or dataset; Malformed if it is not a whole one.
+
+    ``further``: the names of the parts that this training has beside those that all have.
+    """
+    header = _header(step, files, further)
     if header.get("identity") != dict(identity):
         raise Denied(
             "resume.differs",
             "The checkpoint is of another recipe, base or dataset; resume with the same or start afresh.",
         )
-    optimizer, generators = ({n: t for found in _tensors(files, part, header) for n, t in found.items()}
-                             for part in (_OPTIMIZER, _GENERATORS))  # fmt: skip
-    return SavedState(header, optimizer, generators)
+    optimizer, generators, *others = (
+        {name: tensor for found in _tensors(files, part, header) for name, tensor in found.items()}
+        for part in (_OPTIMIZER, _GENERATORS, *further)
+    )
+    return SavedState(header, optimizer, generators, dict(zip(further, others, strict=True)))
 
 
-def _header(step: int, files: SavedFiles) -> dict[str, Any]:
+def saved_identity(step: int, files: SavedFiles) -> Mapping[str, Any]:
+    """What a checkpoint says that it is of. Malformed (``checkpoint.state``) if it says nothing."""
+    header = _plain_header(step, files)
+    identity = None if header is None else header.get("identity")
+    if not isinstance(identity, dict):
+        raise Malformed("checkpoint.state", "The checkpoint's state is not of the known form.")
+    return identity
+
+
+def _header(step: int, files: SavedFiles, further: Sequence[str]) -> dict[str, Any]:
     """The checked ``state.json``; that the files are exactly those that it counts."""
-    found = set(files.paths())
-    header: Any = None
-    if STATE_FILE in found:
-        with files.open(STATE_FILE) as file:
-            header = parse_canonical(file.read(_MAX_STATE + 1), limit=_MAX_STATE)
-        if not isinstance(header, dict) or header.get("kind") != KIND or header.get("step") != step:
-            raise Malformed("checkpoint.state", "The checkpoint's state is not of the known form.")
-    if header is None or found != {STATE_FILE, *(name for part in _PARTS for name in _names(header, part))}:
+    header = _plain_header(step, files)
+    if header is None or set(files.paths()) != {
+        STATE_FILE,
+        *(name for part in (*_PARTS, *further) for name in _names(header, part)),
+    }:
         raise Malformed("checkpoint.files", "The checkpoint lacks a part or has one too many; start the run afresh.")
+    return header
+
+
+def _plain_header(step: int, files: SavedFiles) -> dict[str, Any] | None:
+    if STATE_FILE not in set(files.paths()):
+        return None
+    with files.open(STATE_FILE) as file:
+        header = parse_canonical(file.read(_MAX_STATE + 1), limit=_MAX_STATE)
+    if not isinstance(header, dict) or header.get("kind") != KIND or header.get("step") != step:
+        raise Malformed("checkpoint.state", "The checkpoint's state is not of the known form.")
     return dict(header)
 
 
@@ -159,10 +196,18 @@ def restore_weights(model: nn.Module, files: SavedFiles, state: SavedState) -> N
             raise _other_weights()
         with torch.no_grad():
             for name, tensor in found.items():
-                trainable[name].copy_(tensor)
+                trainable[name].copy_(part_like(tensor, trainable[name]))
         missing -= set(found)
     if missing:
         raise _other_weights()
+
+
+def part_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Of a whole ``tensor``, the part that this process has of ``like`` where processes share it; else the tensor."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    # None: every process has the whole tensor, so nothing is sent.
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def restore_optimizer(optimizer: Any, scheduler: Any, state: SavedState) -> None:

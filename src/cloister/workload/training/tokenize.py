@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ...errors import Misuse
-from ..text import SpecialTokens, completion_ids, document_ids, encode_ids
-from .batching import Row
+from ..text import SpecialTokens, answer_ids, completion_ids, document_ids, encode_ids
+from .base_model import BaseModel
+from .batching import IGNORED, Row
 
-__all__ = ["encode_completions", "encode_documents", "encode_labelled"]
+__all__ = ["encode_answers", "encode_completions", "encode_documents", "encode_labelled", "text_bytes"]
 
 # No tokenizer makes fewer tokens than one in so many characters of ordinary text; cutting first keeps huge cells cheap.
 _CHARACTERS_PER_TOKEN = 64
@@ -46,8 +49,31 @@ def encode_completions(
     return [Row(ids, target) for ids, target in found]
 
 
+def encode_answers(
+    base: BaseModel, prompts: Sequence[str], completions: Sequence[str], max_length: int, *, ended: bool = True
+) -> list[Row]:
+    """Rows for an encoder-decoder; whole completions with ``ended``, as they are learned, else only their text counts.
+    See ``text.answer_ids``."""
+    found = answer_ids(base.tokenizer, base.tokens, prompts, completions, max_length, ended=ended)
+    return [Row(read, 0 if ended else first, others=(written,)) for read, written, first in found]
+
+
 def encode_documents(
     tokenizer: Tokenizer, tokens: SpecialTokens, texts: Sequence[str], max_length: int, *, ended: bool = True
 ) -> list[Row]:
     """Rows of plain text, all of which is learned. See ``text.document_ids``."""
     return [Row(ids, 0) for ids in document_ids(tokenizer, tokens, texts, max_length, ended=ended)]
+
+
+def text_bytes(base: BaseModel, rows: Sequence[Row]) -> NDArray[np.int64]:
+    """UTF-8 bytes of what each row's learned tokens stand for: where a text was cut, of its kept part."""
+    texts = base.tokenizer.decode_batch([_learned(row) for row in rows], skip_special_tokens=True)
+    return np.array([max(1, len(text.encode())) for text in texts], dtype=np.int64)
+
+
+def _learned(row: Row) -> list[int]:
+    if row.others:
+        return list(row.others[0])
+    if row.marks:
+        return [number for number in row.marks[1:] if number != IGNORED]
+    return list(row.ids[max(row.target, 1) :])

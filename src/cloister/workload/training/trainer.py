@@ -2,31 +2,37 @@
 
 The loop, the optimizer, clipping, accumulation and scheduling are the Trainer's own. What is replaced: the data order
 (a pure function of seed and epoch), saving and loading of state (``state``, kept beside the training by
-``background``), logging (to a ``Progress`` port), and a lease that is asked before every step. The names beginning with
-an underscore are transformers' own hooks at the version pinned in pyproject; a test fails if an update renames one.
+``background``), logging (to a ``Progress`` port), what is done between two steps (``watch``, ``looks``), what stops
+a training (``health``) and what is tried when memory runs out (``pieces``). The names beginning with an underscore are
+transformers' own hooks at the version pinned in pyproject; a test fails if an update renames one.
 """
 
 from __future__ import annotations
 
-import math
-import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer
 from typing_extensions import override
 
 from ...contracts.recipe import Recipe
+from ...errors import CloisterError
 from .background import CheckpointWriter
-from .batching import EpochSampler, Row, Rows, row_digest
+from .batching import EpochSampler, Row, Rows, is_encoder_decoder, row_digest
+from .consolidation import Penalty
+from .forgetting import MixedSampler
+from .health import UNHEALTHY, is_out_of_memory, no_memory, require_finite, require_gradient, require_loss
+from .looks import BEST, Look, Looks, quantized
+from .pieces import ROWS, Pieces
 from .ports import CheckpointSink, Lease, Progress
 from .precision import autocast
+from .seq2seq import answer_loss
 from .state import (
     SavedState,
     capture,
@@ -36,59 +42,26 @@ from .state import (
     restore_weights,
     trainable_weights,
 )
+from .steps import epoch_steps, sampler, step_rows, total_steps, training_arguments
+from .watch import AfterFirstStep, BetweenSteps, Pace, Saves
 
-__all__ = ["SealedTrainer", "quantized", "total_steps"]
+__all__ = ["SealedTrainer"]
 
-_PLACES = Decimal("0.000001")
-_LOG_STEPS = 10
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 # The Trainer passes this on as the place of a checkpoint. It is never opened: every reader of it is overridden here.
 _SEALED = "sealed checkpoint, not a path"
 
 
-def quantized(value: float) -> str:
-    """A measurement as decimal text with six places; not-a-number stays visible as such."""
-    return f"{Decimal(repr(value)).quantize(_PLACES):f}" if math.isfinite(value) else "nan"
-
-
-def total_steps(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of the whole run. ``max_steps`` shortens it and never lengthens it past the epochs."""
-    steps = recipe.epochs * math.ceil(rows / _step_rows(recipe))
-    return steps if recipe.max_steps is None else min(steps, recipe.max_steps)
-
-
-def _step_rows(recipe: Recipe) -> int:
-    """Rows of one step. The order is drawn in steps, so it is the same however a step is cut into batches."""
-    return recipe.batch_size * recipe.gradient_accumulation
-
-
-class _BetweenSteps(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Before each step: is the lease alive, and did the checkpoint that is being written fail?"""
-
-    def __init__(self, lease: Lease, writer: CheckpointWriter) -> None:
-        self._lease, self._writer = lease, writer
-
-    @override
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._lease.check()
-        self._writer.check()
-
-
-class _AfterFirstStep(TrainerCallback):  # type: ignore[misc]
-    """The optimizer's state exists once it made a step: from then on it is known how much memory a checkpoint takes."""
-
-    def __init__(self, prepare: Callable[[], None]) -> None:
-        self._prepare: Callable[[], None] | None = prepare
-
-    @override
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        prepare, self._prepare = self._prepare, None
-        if prepare is not None:
-            prepare()
+def _with_rows(collate: Callable[[Sequence[Row]], Mapping[str, torch.Tensor]], rows: Sequence[Row]) -> dict[str, Any]:
+    return {**collate(rows), ROWS: list(rows)}
 
 
 class SealedTrainer(Trainer):  # type: ignore[misc]
-    """Trains ``model`` on ``rows``. ``identity`` names recipe and base: a checkpoint with another one is refused."""
+    """Trains ``model`` on ``rows``, with general text (``replayed``) among them, held by a ``penalty``. ``identity``
+    names recipe and base: a checkpoint with another one is refused. ``look``: one look at the validation rows, if any
+    are to be taken. ``clock``: seconds that only grow.
+    """
+
+    current_gradient_accumulation_steps: float  # the Trainer's own
 
     def __init__(
         self,
@@ -97,25 +70,50 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
         rows: Sequence[Row],
         collate: Callable[[Sequence[Row]], Mapping[str, torch.Tensor]],
         *,
+        grouped: bool = True,
+        replayed: Sequence[Row] = (),
+        penalty: Penalty | None = None,
         identity: Mapping[str, str],
         bf16: bool,
         sink: CheckpointSink,
         progress: Progress,
         lease: Lease,
+        look: Callable[[], Look] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_steps(recipe, len(rows))
+        own = len(rows)
+        rows = [*rows, *replayed]
         self._sink, self._progress, self._bf16 = sink, progress, bf16
         self._writer = CheckpointWriter(sink, lease)
         self._identity = {**identity, "rows": row_digest(rows)}
-        self._sampler = EpochSampler([len(row.ids) for row in rows], _step_rows(recipe), recipe.seed)
+        self._sampler = sampler(recipe, own, [len(row.ids) if grouped else 0 for row in rows])
+        self._penalty = penalty
         self._weights = trainable_weights(model)  # found once: walking over the modules takes as long as copying a LoRA
         self._restored: SavedState | None = None
+        self._collate = collate
+        self._saves = Saves(recipe, clock)
+        tokens = sum(len(row.ids) + sum(map(len, row.others)) for row in rows) / len(rows)
+        self._pace = Pace(self._total, tokens * step_rows(recipe), clock)
         super().__init__(
-            model=model, args=_arguments(recipe, self._total), train_dataset=Rows(rows), data_collator=partial(collate),
-            callbacks=[_BetweenSteps(lease, self._writer)],
+            model=model, args=training_arguments(recipe, self._total), train_dataset=Rows(rows),
+            data_collator=partial(_with_rows, collate), callbacks=[BetweenSteps(lease, self._writer)],
+            compute_loss_func=answer_loss if is_encoder_decoder(model) else None,
         )  # fmt: skip
-        if recipe.checkpoint_steps > 0:
-            self.add_callback(_AfterFirstStep(self._prepare_checkpoints))
+        # Embeddings learn from the rest of their batch; private training bounds each row's share in one pass; and
+        # processes that train together take the same way.
+        alone = recipe.task != "embedding" and recipe.privacy is None and recipe.processes == 1
+        self._pieces = Pieces(allowed=alone, clear=model.zero_grad)
+        self._looks = None if look is None else Looks(
+            look, recipe, self._weights, total=self._total, epoch=epoch_steps(recipe, own), progress=progress,
+            precision=self._autocast,
+        )  # fmt: skip
+        # In this order: what may end the training, then what keeps its last state.
+        if self._looks is not None:
+            self.add_callback(self._looks)
+        if self._saves.wanted:
+            self.add_callback(AfterFirstStep(self._prepare_checkpoints))
+            self.add_callback(self._saves)
         self.remove_callback(
             PrinterCallback
         )  # what is printed could leave the sandbox; figures go through the port only
@@ -127,22 +125,60 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
         """
         step = self._resume()
         with self._writer:
-            self.train()
+            try:
+                if self._looks is None or not self._looks.stopped:  # it may have ended there, for want of patience
+                    self.train()
+                require_finite(self._weights.values(), self.steps)
+            except (CloisterError, RuntimeError, MemoryError) as error:
+                told = no_memory() if is_out_of_memory(error) else error
+                if isinstance(told, CloisterError) and told.code in UNHEALTHY:
+                    self._writer.finish()  # it was copied while all was well: a run may go on from there
+                    raise told from None
+                raise
+        if self._looks is not None:
+            self._looks.choose()
         return step
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run so far, those before a resume included."""
+        return int(self.state.global_step)
+
+    def facts(self) -> dict[str, str | int]:
+        """What the evaluation tells of the training beside its figures: what was chosen, and what memory forced."""
+        chosen = {} if self._looks is None else self._looks.facts()
+        return {**chosen, **({"batch_pieces": self._pieces.count} if self._pieces.count > 1 else {})}
 
     def _resume(self) -> int:
         found = self._sink.latest()
         if found is None:
             return 0
         step, files = found
+        looks = self._looks
         with closing(files):
-            self._restored = read_state(step, files, self._identity)
+            self._restored = read_state(
+                step, files, self._identity, (BEST,) if looks is not None and looks.kept else ()
+            )
             restore_weights(self.model, files, self._restored)
+        if looks is not None:
+            looks.restore(self._restored.header.get("looks"), self._restored.further.get(BEST, {}))
+        self._pieces.restore(self._restored.header.get("pieces", 1))
+        self._restored = replace(self._restored, further={})
+        self.state.global_step = step
         return step
 
     def _state(self) -> tuple[dict[str, Mapping[str, torch.Tensor]], dict[str, Any]]:
-        step = self.state.global_step
-        return capture(self._weights, self.optimizer, self.lr_scheduler, step=step, identity=self._identity)
+        require_finite(self._weights.values(), self.steps)  # a spoilt state must not take a good one's place
+        parts, header = capture(
+            self._weights, self.optimizer, self.lr_scheduler, step=self.steps, identity=self._identity
+        )
+        if self._looks is not None:
+            header["looks"] = self._looks.state()
+            if self._looks.kept:
+                parts[BEST] = self._looks.kept
+        if self._pieces.count > 1:
+            header["pieces"] = self._pieces.count
+        return parts, header
 
     def _prepare_checkpoints(self) -> None:
         parts, _ = self._state()
@@ -151,7 +187,7 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
     # Hooks of the Trainer, in the order in which they are called.
 
     @override
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler | MixedSampler:
         return self._sampler
 
     @override
@@ -170,9 +206,8 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
         trial: Any,
     ) -> tuple[int, int]:
         super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, None, trial)
-        if self._restored is None:
-            return 0, 0
-        self.state.global_step = self._restored.header["step"]
+        self.state.global_step = 0 if self._restored is None else self._restored.header["step"]
+        self._pace.begin(self.steps)
         epochs, steps = divmod(self.state.global_step, num_update_steps_per_epoch)
         return epochs, steps * self.args.gradient_accumulation_steps
 
@@ -197,8 +232,40 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
             restore_generators(self._restored)
 
     @override
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        batches = self.current_gradient_accumulation_steps
+
+        def piece(rows: Sequence[Row], share: float) -> Any:
+            # A loss that is no sum over the step's items is divided by this: so each piece counts by its rows.
+            self.current_gradient_accumulation_steps = batches / share
+            return super(SealedTrainer, self).training_step(model, dict(self._collate(rows)), num_items_in_batch)
+
+        rows = inputs.pop(ROWS, ())
+        whole = partial(super().training_step, model, inputs, num_items_in_batch)
+        try:
+            loss = self._pieces.learn(self.steps, rows, whole, piece)
+        finally:
+            self.current_gradient_accumulation_steps = batches
+        if self._penalty is not None and self.accelerator.sync_gradients:  # once a step: it is the same for every batch
+            self._penalty.pull(1.0)
+        return loss
+
+    @override
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
+        return self._autocast()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.args.device, self._bf16)
+
+    @override
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Of the step that is about to change the weights. Raises if it would spoil them."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        both = torch.stack([torch.as_tensor(value).float().to(self._tr_loss.device) for value in (self._tr_loss, norm)])
+        loss, length = both.tolist()  # together: on a GPU every look at a value waits for the step
+        require_loss(loss, self.steps + 1)
+        require_gradient(length, self.steps + 1)
+        return norm
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
@@ -210,42 +277,13 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
         names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "gradient_norm"}
         values = {name: quantized(float(logs[key])) for key, name in names.items() if key in logs}
         if values:
-            self._progress.report("train", self.state.global_step, self._total, values)
+            self._progress.report("train", self.steps, self._total, {**values, **self._pace.values(self.steps)})
 
     @override
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         parts, header = self._state()
-        self._writer.save(self.state.global_step, parts, header)
+        self._writer.save(self.steps, parts, header)
 
     @override
     def _save(self, *args: Any, **kwargs: Any) -> None:
         raise RuntimeError("plaintext weights are never written to a path")
-
-
-def _arguments(recipe: Recipe, total: int) -> TrainingArguments:
-    saves = recipe.checkpoint_steps > 0
-    return TrainingArguments(
-        # The Trainer wants a folder that exists; nothing is written to it.
-        output_dir=tempfile.gettempdir(),
-        max_steps=total,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        learning_rate=float(recipe.learning_rate),
-        weight_decay=float(recipe.weight_decay),
-        warmup_steps=math.ceil(total * float(recipe.warmup_ratio)),
-        lr_scheduler_type=_SCHEDULES[recipe.schedule],
-        max_grad_norm=float(recipe.max_gradient_norm),
-        seed=recipe.seed,
-        save_strategy="steps" if saves else "no",
-        save_steps=max(1, recipe.checkpoint_steps),
-        logging_strategy="steps",
-        logging_steps=_LOG_STEPS,
-        logging_first_step=True,
-        report_to=[],
-        disable_tqdm=True,
-        push_to_hub=False,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-    )

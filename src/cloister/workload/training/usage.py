@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from .adapters import virtual_tokens
 from .encoders import takes_types
 from .heads import Pooling
+from .quantized import FOUR_BITS
 from .run import TrainingResult
 
 __all__ = ["usage_snippet"]
@@ -108,14 +110,25 @@ with torch.no_grad():
 print(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
 """
 
+_ANSWER = (
+    _GENERATE.replace("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    .replace('prompt = "the beginning of a text"', 'prompt = "what is to be answered"')
+    .replace("tokenizer(prompt, ", "tokenizer(prompt, truncation=True, max_length={max_length}, ")
+    .replace("model(**batch).logits", "model(**batch, decoder_input_ids=start).logits")
+    .replace("with torch", "start = torch.tensor([[model.config.decoder_start_token_id]])\nwith torch")
+)
+
 
 def usage_snippet(result: TrainingResult) -> str:
-    """Python of at most 15 lines, run in the folder of the release; beside an adapter its base lies in ``base/``."""
+    """Python of at most 15 lines (16 for a base in 4 bits), run in the folder of the release; beside an adapter its
+    base lies in ``base/``."""
     adapted = result.recipe.adapter is not None
     task = result.recipe.task
-    auto = "AutoModel" if task in _ON_ENCODERS else "AutoModelForCausalLM"
+    writes = "AutoModelForSeq2SeqLM" if result.base.is_encoder_decoder else "AutoModelForCausalLM"
+    auto = "AutoModel" if task in _ON_ENCODERS else writes
     folder = "adapter" if adapted else "model"
-    loaded = f'{auto}.from_pretrained("{"base" if adapted else "model"}", dtype=torch.float32)'
+    more = ', quantization_config=bits, device_map="cpu"' if result.recipe.method == "qlora" else ""
+    loaded = f'{auto}.from_pretrained("{"base" if adapted else "model"}", dtype=torch.float32{more})'
     fields = {
         "peft_import": "from peft import PeftModel\n" if adapted else "",
         "tokenizer": "base" if adapted else "model",
@@ -125,10 +138,22 @@ def usage_snippet(result: TrainingResult) -> str:
         "padding": _padding(result),
         "cut": '[:, -batch["input_ids"].shape[1] :]' if virtual_tokens(result.recipe) else "",
     }
+    code = _filled(result, fields)
+    if more:
+        # With the base as it was trained on and measured.
+        code = code.replace("import Auto", "import BitsAndBytesConfig, Auto")
+        code = code.replace("\nmodel =", f"\nbits = BitsAndBytesConfig(**{FOUR_BITS})\nmodel =")
+    return code
+
+
+def _filled(result: TrainingResult, fields: dict[str, Any]) -> str:
+    task = result.recipe.task
     if task == "extraction":
         return _EXTRACT.format(**fields)
+    if result.base.is_encoder_decoder:
+        return _ANSWER.format(**fields)
     if result.pooling is None:
-        return (_CHAT if result.recipe.task == "chat" else _GENERATE).format(**fields)
+        return (_CHAT if task == "chat" else _GENERATE).format(**fields)
     fields["types"] = takes_types(result.recipe, result.base)
     return _ON_ENCODERS[task].format(**fields, pool=_pool(result.pooling))
 
