@@ -38,6 +38,7 @@ ATTEMPTS = {
     "the workload's environment": "open(f'/proc/{os.getppid()}/environ', 'rb').read(1)",
     "the workload's descriptors": "os.listdir(f'/proc/{os.getppid()}/fd')",
     "the workload's end": "os.kill(os.getppid(), 9)",
+    "another thread's signal": "failed(ctypes.CDLL(None, use_errno=True).syscall(234, os.getpid(), os.getpid(), 0))",
     "another program": "os.execv('/bin/true', ['true'])",
     "another program, as a child": "import subprocess; subprocess.run(['/bin/true'], check=True)",
     "another process, traced": "failed(ctypes.CDLL(None, use_errno=True).ptrace(16, os.getppid(), 0, 0))",
@@ -66,7 +67,14 @@ def place(link):
 
 def train(run):
     names = {**json.loads(run.program.read("names.json")), "os": os, "ctypes": ctypes, "failed": failed, "FD": 3}
-    told = {"descriptors": [place(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]}
+    told = {}
+    told["threads"] = [
+        line.split()[1]
+        for thread in os.listdir("/proc/self/task")
+        for line in open(f"/proc/self/task/{thread}/status")
+        if line.startswith("Seccomp:")
+    ]
+    told |= {"descriptors": [place(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]}
     for name, code in json.loads(run.program.read("attempts.json")).items():
         attempt(code, names, told, name)
         thread = threading.Thread(target=attempt, args=(code, names, told, name + ", in a thread"))
@@ -112,6 +120,12 @@ def test_a_program_can_not_have(told: dict[str, Any], name: str) -> None:
         pytest.skip("root reads any process's memory; the workload is never root")
     assert told[name] == "refused"
     assert told[name + ", in a thread"] == "refused"
+
+
+def test_the_threads_that_libraries_had_started_are_confined_too(told: dict[str, Any]) -> None:
+    """numpy's, for one: a signal handler in such a thread would have been outside."""
+    assert len(told["threads"]) > 1
+    assert set(told["threads"]) == {"2"}
 
 
 def test_a_program_can_not_have_a_socket_in_a_child(told: dict[str, Any]) -> None:

@@ -186,3 +186,15 @@ def test_bf16_trains_and_leaves_float32_weights():
     result = run({**CLASSIFY, "precision": "bf16"})
     assert result.evaluation.scores["accuracy"].tuned > 0.9
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+
+
+def test_a_run_that_was_killed_after_its_last_step_makes_no_further_one():
+    """Where the last step is not the last of an epoch, the Trainer itself would make one more."""
+    sink = MemorySink()
+    changes = {"max_steps": 5, "checkpoint_steps": 5, "schedule": "constant"}
+    whole = run({**CLASSIFY, **changes}, sink)
+    assert max(sink.saved) == 5
+    resumed = run({**CLASSIFY, **changes}, sink)
+    assert (resumed.timings.resumed_from, resumed.timings.steps) == (5, 5)
+    assert max(sink.saved) == 5
+    assert export_files(resumed) == export_files(whole)

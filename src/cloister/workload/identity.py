@@ -53,6 +53,9 @@ class KeyRing:
 
 def harden_process() -> None:
     """No core dump, and no attaching by another process of the same user."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    # One byte where that is still possible: a limit of none doesn't stop a host that pipes core dumps (core(5)).
+    least = 0 if most == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (least, least))
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise Internal("workload.dumpable", "The process could not be made undumpable.")

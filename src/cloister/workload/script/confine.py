@@ -36,6 +36,9 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
     "execve": (59, 221), "execveat": (322, 281), "io_uring_setup": (425, 425), "shmget": (29, 194), "semget": (64, 190),
     "kill": (62, 129), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "pidfd_send_signal": (424, 424),
+    "tgkill": (234, 131), "rt_tgsigqueueinfo": (297, 240), "setrlimit": (160, 164), "setpriority": (141, 140),
+    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "flock": (73, 32),
+    "ioprio_set": (251, 30),
 }  # fmt: skip
 _OPEN: tuple[int | None, int | None] = (2, None)
 _OPENAT: tuple[int | None, int | None] = (257, 56)
@@ -46,14 +49,19 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | (os
 _LOAD, _EQUAL, _AT_LEAST, _BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in seccomp_data
 _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
-_NO_NEW_PRIVS, _PDEATHSIG, _DUMPABLE, _SECCOMP, _FILTER = 38, 1, 4, 22, 2
+_NO_NEW_PRIVS, _PDEATHSIG, _DUMPABLE = 38, 1, 4
+_SECCOMP = {"x86_64": 317, "aarch64": 277}  # seccomp(2)
+_SET_FILTER, _ALL_THREADS = 1, 1
 _SIGKILL = 9
 
 
 def confine() -> None:
     """For the rest of this process, and for all that it starts. Raises Unavailable (``script.confinement``)."""
     libc = ctypes.CDLL(None, use_errno=True)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    # One byte where that is still possible: a limit of none doesn't stop a host that pipes core dumps (core(5)).
+    least = 0 if most == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (least, least))
     program = _program()
     code = b"".join(program)
     buffer = ctypes.create_string_buffer(code, len(code))
@@ -62,15 +70,17 @@ def confine() -> None:
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
     given = Program(len(program), ctypes.cast(buffer, ctypes.c_void_p))
-    steps = (
-        (_PDEATHSIG, _SIGKILL, 0),
-        (_DUMPABLE, 0, 0),
-        (_NO_NEW_PRIVS, 1, 0),
-        (_SECCOMP, _FILTER, ctypes.byref(given)),
-    )
-    for option, first, second in steps:
-        if libc.prctl(option, first, second, 0, 0) != 0:
+    for option, value in ((_PDEATHSIG, _SIGKILL), (_DUMPABLE, 0), (_NO_NEW_PRIVS, 1)):
+        if libc.prctl(option, value, 0, 0, 0) != 0:
             raise _impossible()
+    # For every thread there is, not for this one alone: libraries start theirs when they load, and a thread without the
+    # filter would be the way out. The kernel names the thread that it can't have, or takes all.
+    if libc.syscall(_SECCOMP[platform.machine()], _SET_FILTER, _ALL_THREADS, ctypes.byref(given)) != 0:
+        raise _impossible()
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/status", encoding="ascii") as status:
+            if not any(line.split() == ["Seccomp:", "2"] for line in status):
+                raise _impossible()
 
 
 def _program() -> Sequence[bytes]:

@@ -126,7 +126,9 @@ class SealedTrainer(Trainer):  # type: ignore[misc]
         step = self._resume()
         with self._writer:
             try:
-                if self._looks is None or not self._looks.stopped:  # it may have ended there, for want of patience
+                # It may have ended there: at its last step, after which the Trainer would make one more, or for want of
+                # patience.
+                if self.steps < self._total and (self._looks is None or not self._looks.stopped):
                     self.train()
                 require_finite(self._weights.values(), self.steps)
             except (CloisterError, RuntimeError, MemoryError) as error:
